@@ -69,7 +69,9 @@ def from_tags(tags: Mapping[str, str]) -> Binding:
     values = {field.name: tags.get(PREFIX + field.name, "") for field in fields(Binding)}
     missing = [name for name, value in values.items() if not value and name != "reference_model_id"]
     if missing:
-        raise ValueError(f"evidence must name what it is bound to, and {', '.join(missing)} is missing; measure again with `mlflow-opt gate`.")
+        raise ValueError(
+            f"evidence must name what it is bound to, and {', '.join(missing)} is missing; measure again with `mlflow-opt gate`."
+        )
     if not values["measured_at"].isdigit():
         raise ValueError(f"measured_at must be milliseconds since the epoch, got '{values['measured_at']}'.")
     return Binding(**{**values, "measured_at": int(values["measured_at"])})  # type: ignore[arg-type]

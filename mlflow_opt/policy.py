@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Line:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+# YAML 1.1 takes 1e-5 for text, because it has no point.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -105,8 +108,8 @@ def policy_from(loaded: Any) -> Policy:
     return make_policy(
         criteria,
         guards=_guards(loaded),
-        confidence=_number(loaded, "confidence", 0.95, 0.5, 1.0, "0.95 is usual", open_ends=True),
-        expires_days=_number(loaded, "expires_days", 30.0, 0.0, 3650.0, "30 is usual", open_ends=True),
+        confidence=_number(loaded, "confidence", 0.95, 0.5, 1.0),
+        expires_days=_number(loaded, "expires_days", 30.0, 0.0, 3650.0),
         promote=_choice(loaded, "promote", ("manual", "auto")),
         mode=_choice(loaded, "mode", ("enforce", "dry_run", "off")),
         hardware=_text(loaded, "hardware"),
@@ -135,10 +138,14 @@ def default_policy(task: str) -> Policy:
 
 
 def tighten(policy: Policy, extra: Policy) -> Policy:
-    """Combine a server's policy with one kept with the model: every criterion of both holds, so the result is never looser."""
-    criteria = dict.fromkeys((*policy.criteria, *extra.criteria))
+    """Combine a server's policy with one kept with the model: every criterion of both holds, so the result is never looser.
+
+    Raises:
+        ValueError: both use one slice id for different rows, which cannot be measured under one name.
+
+    """
     return make_policy(
-        criteria,
+        _stricter((*policy.criteria, *extra.criteria)),
         guards=tuple(dict.fromkeys((*policy.guards, *extra.guards))),
         confidence=max(policy.confidence, extra.confidence),
         expires_days=min(policy.expires_days, extra.expires_days),
@@ -147,6 +154,45 @@ def tighten(policy: Policy, extra: Policy) -> Policy:
         hardware=policy.hardware,
         verify_files=policy.verify_files or extra.verify_files,
     )
+
+
+def policy_text(policy: Policy) -> str:
+    """Write a policy as the YAML that `parse_policy` reads back to an equal one.
+
+    Example:
+        >>> given = default_policy("binary")
+        >>> parse_policy(policy_text(given)) == given
+        True
+    """
+    settings = {key: getattr(policy, key) for key in KEYS if key not in ("guards", "validation_criteria")}
+    written = {"guards": list(policy.guards), "validation_criteria": [_written(criterion) for criterion in policy.criteria], **settings}
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+
+
+def _written(criterion: Criterion) -> dict[str, Any]:
+    where = {"id": criterion.slice_id, "slice": criterion.slice_rows} if criterion.slice_rows else {}
+    kind = criterion.quantity.rsplit("/", 1)[-1].removesuffix(criterion.metric)
+    if not kind:
+        return {**where, "metric": criterion.metric, criterion.side: criterion.bound}
+    if kind == "rel_drop_":
+        return {**where, "metric": criterion.metric, "max_relative_drop": criterion.bound}
+    # An improvement of 0 is the bound -0.0, which is another digest than a drop of 0.
+    key = "min_improvement" if math.copysign(1.0, criterion.bound) < 0 else "max_drop"
+    return {**where, "metric": criterion.metric, key: abs(criterion.bound)}
+
+
+def _stricter(criteria: Iterable[Criterion]) -> list[Criterion]:
+    kept: dict[tuple[str, str], Criterion] = {}
+    for criterion in criteria:
+        key = (criterion.quantity, criterion.side)
+        other = kept.setdefault(key, criterion)
+        if other.slice_rows != criterion.slice_rows:
+            raise ValueError(
+                f"slice id '{criterion.slice_id}' must mean the same rows, got {other.slice_rows!r} and {criterion.slice_rows!r}."
+            )
+        tighter = criterion.bound > other.bound if criterion.side == "min" else criterion.bound < other.bound
+        kept[key] = criterion if tighter else other
+    return list(kept.values())
 
 
 def _criteria(item: Any) -> list[Criterion]:
@@ -217,11 +263,10 @@ def _at(mapping: dict[str, Any], key: str = "") -> str:
     return f"line {mapping.lines.get(key, mapping.line)}: "
 
 
-def _number(loaded: dict[str, Any], key: str, default: float, low: float, high: float, hint: str, *, open_ends: bool) -> float:
+def _number(loaded: dict[str, Any], key: str, default: float, low: float, high: float) -> float:
     value = loaded.get(key, default)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and (low < value < high if open_ends else low <= value <= high)
-    if not fits:
-        raise ValueError(f"{_at(loaded, key)}{key} must be a number between {low:g} and {high:g}, got {value!r}; {hint}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise ValueError(f"{_at(loaded, key)}{key} must be a number between {low:g} and {high:g}, got {value!r}; {default:g} is usual.")
     return float(value)
 
 

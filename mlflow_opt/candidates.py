@@ -1,0 +1,63 @@
+"""A variant on its way through a session, and the timing of all of them in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mlflow_opt import measure, tracking
+from mlflow_opt.data import Batch, n_rows
+from mlflow_opt.models import Model
+from mlflow_opt.records import Measurement, Quantity, Variant
+from mlflow_opt.sequential import default_batch
+
+# Fresh processes, and calls in each, for choosing; the verdict has a protocol of its own.
+SESSIONS, BATCH_SESSIONS, BATCH_CALLS = 3, 2, 20
+
+
+@dataclass
+class Candidate:
+    """A variant with its child run and what is known of it so far; `refused` says why it cannot be chosen."""
+
+    variant: Variant
+    model: Model
+    run_id: str
+    scored: measure.Scored
+    measured: Measurement
+    refused: str = ""
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> dict[str, float]:
+        """Return every metric of it as a plain value."""
+        return {name: quantity.value for name, quantity in self.measured.quantities.items()} | self.extra
+
+
+def time_in_turns(baseline: Candidate, group: Sequence[Candidate], rows: Batch, threads: int, *, keep_baseline: bool) -> None:
+    """Time a baseline and variants in turns, keep what was found on each, and write it to its run.
+
+    Args:
+        baseline: what the ratios compare with.
+        group: variants that use this many threads.
+        rows: to answer.
+        threads: for one call, of every model here.
+        keep_baseline: whether this timing is the baseline's own; with other threads it only serves the ratios.
+    """
+    everyone = [baseline, *group]
+    models = [candidate.model for candidate in everyone]
+    single = measure.time_models(models, rows, sessions=SESSIONS, threads=threads)
+    batch = min(default_batch(rows), n_rows(rows))
+    many = measure.time_models(models, rows, sessions=BATCH_SESSIONS, threads=threads, batch_size=batch, calls=BATCH_CALLS)
+    for index, candidate in enumerate(everyone):
+        if index == 0 and not keep_baseline:
+            continue
+        found = measure.cost_of(many, index) | _latencies(single, index)
+        if index:
+            found |= {"speedup": single.speedup(index, 0), "throughput_ratio": many.speedup(index, 0)}
+        candidate.measured = replace(candidate.measured, quantities={**candidate.measured.quantities, **found})
+        values = {name: quantity.value for name, quantity in found.items()}
+        tracking.log_values(candidate.run_id, values, {"mlflow_opt.threads": str(threads)}, model_id=candidate.model.model_id)
+
+
+def _latencies(timings: measure.Timings, index: int) -> dict[str, Quantity]:
+    return {name: quantity for name, quantity in measure.cost_of(timings, index).items() if name.startswith("latency_")}

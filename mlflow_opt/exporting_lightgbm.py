@@ -1,0 +1,38 @@
+"""A LightGBM model, booster or scikit-learn API, as a graph of one TreeEnsemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mlflow_opt.contracts import to_table
+from mlflow_opt.dropin_code import Binding, Feed, Output
+from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt.exporting_trees import booster_graph
+from mlflow_opt.flavours import LightgbmRuntime, category_columns
+from mlflow_opt.models import Model
+
+_INPUT = "features"
+
+
+def export_booster(model: Model, example: Any) -> Iterator[OnnxGraph]:
+    """Export in double precision, which costs ONNX Runtime nothing here and keeps every decision.
+
+    A model trained on pandas categories is fed their codes: the binding looks them up in the training categories.
+
+    Raises:
+        ValueError: the objective or the leaves have no ONNX form.
+    """
+    runtime: LightgbmRuntime = model.runtime
+    table = to_table(example, runtime.names, model.signature)
+    named = category_columns(table, len(runtime.categories)) if runtime.categories else []
+    categories = {column: tuple(_plain(value) for value in values) for column, values in zip(named, runtime.categories, strict=True)}
+    feed = Feed(_INPUT, "float64", tuple(table.columns) if runtime.names else (), categories)
+    output = Output("scores", "positive" if runtime.binary else "values" if runtime.single else "probabilities")
+    yield OnnxGraph(booster_graph(runtime.booster, _INPUT, np.float64), Binding((feed,), output))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

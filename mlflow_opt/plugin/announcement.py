@@ -1,0 +1,48 @@
+"""The other side of `discovery`: the virtual tags that the gated registry adds to what clients read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from mlflow_opt.plugin.discovery import EFFECTIVE_POLICY, GATE, HISTORY
+from mlflow_opt.plugin.history import Entry
+from mlflow_opt.plugin.server_policy import TASKS, Cover
+from mlflow_opt.policy import policy_text
+
+
+def gate_tags(cover: Cover, references: Mapping[str, str]) -> dict[str, str]:
+    """Say what guards a model, by which policy, and what its guarded aliases are compared with."""
+    texts = {task: policy_text(cover.policy(task)) for task in TASKS}
+    told = {
+        "active": True,
+        "mode": cover.mode,
+        "guards": sorted(cover.guards),
+        "promote": cover.any.promote,
+        "default": cover.default,
+        "origin": cover.origin,
+        "policy_digest": "" if cover.default else cover.any.digest,
+        "policies": texts,
+        "references": dict(references),
+    }
+    tags = {GATE: json.dumps(told)}
+    return tags if cover.default else tags | {EFFECTIVE_POLICY: texts[TASKS[0]]}
+
+
+def denied_tags(problem: str) -> dict[str, str]:
+    """Say that the gate is there and refuses everything, because its policy cannot be used."""
+    return {GATE: json.dumps({"active": True, "mode": "deny", "problem": problem})}
+
+
+def history_tag(past: list[Entry]) -> dict[str, str]:
+    """List the newest entries for clients."""
+    return {HISTORY: json.dumps([entry.public() for entry in past])}
+
+
+def version_tags(past: list[Entry]) -> dict[str, str]:
+    """Say on a version's page what was last decided about it."""
+    if not past:
+        return {}
+    last = past[-1]
+    outcome = f" ({last.outcome})" if last.outcome else ""
+    return {GATE: f"{last.action}{outcome} for {last.alias or 'the version'}, asked by {last.user}. {'; '.join(last.reasons)}".strip()}

@@ -1,0 +1,150 @@
+"""Measure a candidate for its verdict and write the evidence where the registry hook looks for it.
+
+Recipes, `gate` and `promote` all come through here, so that evidence means the same whoever made it: a run of its own that
+holds the intervals and names what they are bound to, and a tag on the logged model that points to that run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import DatasetInput
+
+from mlflow_opt import data, evidence, measure, policy, report, tracking
+from mlflow_opt.data import Part, Split
+from mlflow_opt.gate import judge
+from mlflow_opt.models import Model
+from mlflow_opt.plugin.discovery import active_gate
+from mlflow_opt.records import Binding, Measurement, Policy, Task, Verdict
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A verdict with what it rests on."""
+
+    verdict: Verdict
+    measured: Measurement
+    reference: Measurement
+    binding: Binding
+
+
+def prove(candidate: Model, reference: Model, split: Split, rules: Policy, conditions: measure.Conditions) -> Proof:
+    """Measure a candidate beside its reference on the gate rows and judge it; nothing is written.
+
+    Args:
+        candidate: the model to be judged; it must be a logged model.
+        reference: the model that it would replace.
+        split: whose gate rows nothing before has seen.
+        rules: the policy.
+        conditions: threads, batch size, time budget, seed, own metric.
+
+    Raises:
+        ValueError: the candidate is not a logged model, so that no evidence could name it.
+
+    """
+    if not candidate.model_id:
+        raise ValueError(f"evidence must name a logged model, '{candidate.uri}' is none; log it with MLflow first (models:/m-...).")
+    found = measure.evidence(candidate, reference, split.gate, split.task, rules, conditions)
+    verdict = judge(found.candidate, rules)
+    binding = Binding(
+        model_id=candidate.model_id,
+        model_digest=candidate.digest,
+        data_digest=split.gate.digest,
+        split_digest=split.digest,
+        policy_digest=rules.digest,
+        reference_model_id=reference.model_id,
+        fingerprint=found.candidate.fingerprint,
+        task=split.task.kind,
+        measured_at=int(time.time() * 1000),
+    )
+    return Proof(verdict, found.candidate, found.reference, binding)
+
+
+def write(proof: Proof, rules: Policy, run_id: str) -> None:
+    """Write a proof as metrics and tags of its run.
+
+    The metrics carry no model id: on a logged model MLflow would turn what is not finite into a number.
+    """
+    tags = evidence.to_tags(proof.binding, proof.verdict.outcome, proof.measured.doubt)
+    tracking.log_values(run_id, evidence.to_metrics(proof.measured, rules, proof.verdict), tags)
+
+
+def point_to(model_id: str, run_id: str) -> None:
+    """Make a finished run the evidence for a logged model; called last, when all of it is written."""
+    tracking.tag_model(model_id, {evidence.EVIDENCE_RUN: run_id})
+
+
+def policy_for(register_as: str, path: str, task: Task) -> Policy:
+    """Find the policy that a result will be judged by.
+
+    A server that guards the target name decides; then a file; then the default of the task. A file that differs from the
+    server's policy is refused rather than silently passed over: its author believes that it counts.
+
+    Args:
+        register_as: registered model that the result is for, `""` if none; the server tells its policy once the name exists.
+        path: policy file, `""` if none.
+        task: of the data.
+
+    Raises:
+        ValueError: the file is wrong, or differs from the server's policy.
+
+    """
+    own = policy.read_policy(path) if path else None
+    known = bool(register_as) and tracking.is_registered(register_as)
+    gate = active_gate(tracking.client(), register_as) if known else None
+    if gate is None:
+        return own or policy.default_policy(task.kind)
+    theirs = gate.policy(task.kind)
+    if own and own.digest != theirs.digest:
+        raise ValueError(
+            f"{register_as} is guarded by the server's policy, and '{path}' differs from it (digest {own.digest}, not {theirs.digest}); "
+            "leave policy empty, or change the server's."
+        )
+    return theirs
+
+
+def model_behind(name: str, alias: str = CHAMPION) -> str:
+    """Return the model id behind an alias of a registered model, `""` if there is none."""
+    version = tracking.alias_version(name, alias) if name else ""
+    return tracking.model_id_of(name, version) if version else ""
+
+
+def dataset_inputs(split: Split) -> dict[str, DatasetInput]:
+    """Describe the parts of a split as MLflow dataset inputs, by name."""
+    source, name = split.dataset.source, split.dataset.name
+    return {part.name: _input(part, name, source) for part in (split.train, split.calibration, split.selection, split.gate)}
+
+
+def sizes(model: Model) -> dict[str, float]:
+    """Give what is known of a model without running it."""
+    return {"size_mb": model.size_mb, "parameters": float(model.parameters)}
+
+
+def verdict_document(proof: Proof, rules: Policy) -> str:
+    """Write everything that the decision rests on as JSON."""
+    return report.verdict_json(proof.verdict, proof.measured, rules, vars(proof.binding))
+
+
+def lineage(source_model_id: str, split: Split, recipe: str, params: Mapping[str, object]) -> dict[str, str]:
+    """Write where a logged model comes from, as tags: what made it, from which model, on which rows."""
+    tags = {"recipe": recipe, "split_digest": split.digest, "data": str(params["data"]), "target": str(params["target"])}
+    tags = {evidence.PREFIX + key: value for key, value in tags.items()}
+    return tags | ({evidence.PREFIX + "source_model_id": source_model_id} if source_model_id else {})
+
+
+def local_folder(model: Model, folder: Path) -> Path:
+    """Copy a model's MLflow folder so that it can be stamped with its new id without touching the original."""
+    import shutil
+
+    return Path(shutil.copytree(model.path, folder))
+
+
+def _input(part: Part, name: str, source: str) -> DatasetInput:
+    profile = {"rows": data.n_rows(part.rows), "part": part.name}
+    return tracking.dataset_input(f"{name}.{part.name}", part.digest, source, part.name, profile)

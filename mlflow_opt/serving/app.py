@@ -1,0 +1,149 @@
+"""The ASGI application: MLflow's REST contract, with limits, a cache and a fast path in front of the model.
+
+`/invocations` is answered here, without a framework, because a route of a framework costs as much as the model of a few
+hundred trees; everything else goes to FastAPI (`routes.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, cast
+
+from mlflow_opt.serving import telemetry as counting
+from mlflow_opt.serving.answering import Answerer
+from mlflow_opt.serving.deadlines import Deadlines
+from mlflow_opt.serving.live import Live
+from mlflow_opt.serving.replies import Reply, Send, deliver, refusal
+from mlflow_opt.serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Scope = MutableMapping[str, Any]
+
+
+class Application:
+    """The server's application; one in each worker process."""
+
+    def __init__(self, model: str, settings: Settings, fixed: frozenset[str] = frozenset()) -> None:
+        """Prepare; the model is loaded at start-up.
+
+        Args:
+            model: its URI.
+            settings: how it is served.
+            fixed: names of settings that the model's own tag must not change.
+
+        """
+        from mlflow_opt.serving.routes import make_routes
+
+        self.settings = settings
+        self.telemetry = counting.make()
+        self.live = Live(model, settings, fixed, self.telemetry)
+        self.draining = False
+        self.taken = 0
+        self._deadlines = Deadlines()
+        self._answerer = Answerer(self.live, settings, self.telemetry)
+        self._most = int(settings.max_body_mb * 1e6)
+        self._routes = make_routes(self)
+        self._counters: dict[tuple[int, str], Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Be an ASGI application."""
+        if scope["type"] == "http" and scope["path"] == "/invocations" and scope["method"] == "POST":
+            await self._invoke(scope, receive, send)
+        else:
+            await self._routes(scope, receive, send)
+
+    async def start(self) -> None:
+        """Load the model and begin to watch its alias."""
+        await self.live.start()
+
+    async def stop(self) -> None:
+        """Let go of the model and of the cache."""
+        await self.live.stop()
+        await self._answerer.close()
+
+    async def _invoke(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.perf_counter()
+        content_type, length, deadline_ms = _read_headers(scope["headers"], self.settings.deadline_ms)
+        # A body that was not read keeps its connection from carrying another request.
+        unread = True
+        if self.taken >= self.settings.queue:
+            message = f"at most {self.settings.queue} requests wait at a time; try again."
+            reply = refusal(429, "REQUEST_LIMIT_EXCEEDED", message, (b"retry-after", b"1"))
+        elif length > self._most:
+            reply = _too_large(self.settings.max_body_mb)
+        else:
+            self.taken += 1
+            try:
+                reply = await self._answer_in_time(content_type, receive, deadline_ms / 1000)
+                unread = reply.status in (408, 413)
+            finally:
+                self.taken -= 1
+        self._count(reply, time.perf_counter() - begun)
+        await deliver(reply, send, last=unread or self.draining)
+
+    async def _answer_in_time(self, content_type: str, receive: Receive, seconds: float) -> Reply:
+        # A request is answered in a task of its own; there is always one.
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        read = False
+        self._deadlines.enter(task, seconds)
+        try:
+            body = await self._read_body(receive)
+            if body is None:
+                return _too_large(self.settings.max_body_mb)
+            read = True
+            return self._answerer.at_once(body, content_type) or await self._answerer.answer(body, content_type)
+        except asyncio.CancelledError:
+            if not self._deadlines.ended(task):
+                raise
+            if read:
+                # The status and the words of MLflow's scoring server.
+                return refusal(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")
+            return refusal(408, "DEADLINE_EXCEEDED", f"a request must arrive within {seconds:g} s; send its body faster.")
+        finally:
+            self._deadlines.leave(task)
+
+    async def _read_body(self, receive: Receive) -> bytes | None:
+        """Read a body; None if it is beyond the limit, which a client need not say beforehand."""
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+        parts = [body]
+        size = len(body)
+        while message.get("more_body", False):
+            message = await receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._most:
+                return None
+        return b"".join(parts)
+
+    def _count(self, reply: Reply, seconds: float) -> None:
+        key = (reply.status, reply.path)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self.telemetry.requests.labels(str(reply.status), reply.path)
+        counter.inc()
+        self.telemetry.seconds.observe(seconds)
+
+
+def _read_headers(headers: list[tuple[bytes, bytes]], deadline_ms: float) -> tuple[str, int, float]:
+    content_type, length = "", 0
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value.decode("latin-1")
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() else 0
+        elif name == b"x-deadline-ms":
+            wanted = int(value) if value.isdigit() else 0
+            deadline_ms = min(deadline_ms, wanted) if wanted else deadline_ms
+    return content_type, length, deadline_ms
+
+
+def _too_large(most_mb: float) -> Reply:
+    return refusal(413, "REQUEST_TOO_LARGE", f"a request's body must have at most {most_mb:g} MB; send fewer rows at a time.")

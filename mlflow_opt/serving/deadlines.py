@@ -1,0 +1,50 @@
+"""End requests whose time is up, at the price of a dictionary entry for those whose time is not.
+
+A timer for each request (`asyncio.timeout`) costs 4 us, a tenth of what a cache hit costs in all; one look over the open
+requests every few milliseconds costs next to nothing, and a deadline needs no better clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+_LOOK_S = 0.01
+
+
+class Deadlines:
+    """The tasks that answer requests, and until when each may."""
+
+    def __init__(self) -> None:
+        """Begin with no task."""
+        self._open: dict[asyncio.Task[Any], float] = {}
+        self._expired: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, task: asyncio.Task[Any], seconds: float) -> None:
+        """Watch a task; it is cancelled once its time is up."""
+        loop = asyncio.get_running_loop()
+        self._open[task] = loop.time() + seconds
+        if self._timer is None:
+            self._timer = loop.call_later(_LOOK_S, self._look)
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """Stop watching a task."""
+        self._open.pop(task, None)
+
+    def ended(self, task: asyncio.Task[Any]) -> bool:
+        """Tell, on `CancelledError`, whether the task was cancelled from here; it may then go on, to answer so."""
+        if task not in self._expired:
+            return False
+        self._expired.discard(task)
+        # Without this the task would count as cancelled by its owner as well.
+        return task.uncancel() == 0
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for task in [task for task, until in self._open.items() if until <= now]:
+            del self._open[task]
+            self._expired.add(task)
+            task.cancel()
+        self._timer = loop.call_later(_LOOK_S, self._look) if self._open else None

@@ -1,0 +1,215 @@
+"""The fast path of a model: a request's JSON to arrays, one call of the runtime for many requests, an array of answers.
+
+Two kinds of models have one: drop-in variants of this project (ONNX Runtime) and LightGBM on tables of numbers. Every
+other model is served through MLflow's pyfunc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlflow_opt import dropin_code, model_files
+from mlflow_opt.dropin_code import Feed, SessionOptions
+from mlflow_opt.serving.feeding import Filler, filler
+from mlflow_opt.serving.tables import Column, TableReader
+from mlflow_opt.serving.tensors import Tensor, TensorReader
+
+_KINDS = ("double", "float", "long", "integer", "string", "boolean")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one request asks: how many rows, and they, as lists of values or as named arrays."""
+
+    rows: int
+    data: Any
+
+
+class Engine(Protocol):
+    """A model that answers without pandas."""
+
+    name: str
+
+    def read(self, payload: Any) -> Chunk | None:
+        """Read a request's JSON; None if only MLflow's own code can say what it means."""
+
+    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Answer several requests by one call; rows first, in order."""
+
+
+class Unsuitable(ValueError):  # noqa: N818 - it says why there is no fast path, which is no error of anybody
+    """Why a model has no fast path."""
+
+
+def open_engine(folder: Path, schema: Any, threads: int) -> Engine:
+    """Open a model's fast path.
+
+    Args:
+        folder: the MLflow model folder.
+        schema: MLflow's input schema, None if the model has none.
+        threads: of one call.
+
+    Raises:
+        Unsuitable: the model has none; the message says why.
+
+    """
+    described = model_files.read_mlmodel(folder)
+    if schema is None:
+        raise Unsuitable("the model has no signature")
+    if described.metadata:
+        return _open_variant(folder, schema, threads)
+    loader = described.flavours.get("python_function", {}).get("loader_module")
+    if loader == "mlflow.lightgbm" and not schema.is_tensor_spec():
+        return LightgbmEngine(folder, table_columns(schema), threads)
+    raise Unsuitable(
+        f"only drop-in variants and LightGBM on tables have one, this is a model of {loader}; `mlflow-opt compile` makes a variant"
+    )
+
+
+def table_columns(schema: Any) -> list[Column]:
+    """Read the columns of a signature.
+
+    Raises:
+        Unsuitable: columns without names, optional ones, or types that are no plain JSON value.
+
+    """
+    if not schema.has_input_names():
+        raise Unsuitable("the signature's columns have no names")
+    columns = []
+    for spec in schema.inputs:
+        kind: Any = getattr(spec.type, "name", str(spec.type))
+        if kind not in _KINDS or not spec.required:
+            raise Unsuitable(f"column {spec.name} is {'' if spec.required else 'optional '}{kind}")
+        columns.append(Column(spec.name, kind))
+    return columns
+
+
+def _open_variant(folder: Path, schema: Any, threads: int) -> Engine:
+    try:
+        said = dropin_code.read_spec(folder / "artifacts" / dropin_code.VARIANT_FILE)
+    except (KeyError, TypeError) as error:
+        # The folder carries the code of the version that wrote it; this version's code may know more, or less.
+        raise Unsuitable(f"the variant was written by another version of mlflow-opt ({error!r})") from error
+    if said.answer.kind == "outputs":
+        raise Unsuitable("the model answers several outputs")
+    options = SessionOptions(threads, said.session.graph_level, said.session.entries)
+    session = dropin_code.open_session(folder / "artifacts" / dropin_code.GRAPH_FILE, options)
+    if not schema.is_tensor_spec():
+        return VariantTableEngine(session, said, table_columns(schema))
+    tensors = [Tensor(spec.name or "", np.dtype(spec.type), tuple(spec.shape)) for spec in schema.inputs]
+    if any(tensor.dtype.kind not in "fiub" or tensor.shape[:1] != (-1,) for tensor in tensors):
+        raise Unsuitable("an input is not numeric or has a fixed number of rows")
+    return VariantTensorEngine(session, said, tensors)
+
+
+class VariantTableEngine:
+    """A drop-in variant whose signature is a table."""
+
+    name = "onnxruntime"
+
+    def __init__(self, session: Any, said: dropin_code.Spec, columns: list[Column]) -> None:
+        """Prepare how the graph's inputs are filled.
+
+        Raises:
+            Unsuitable: an input that is not a matrix of plain columns.
+
+        """
+        if said.answer.kind == "tensor":
+            raise Unsuitable("the model answers tables with tables")
+        self._session, self._said, self._reader = session, said, TableReader(columns)
+        self._fillers = _fillers(said.binding.inputs, columns)
+
+    def read(self, payload: Any) -> Chunk | None:
+        """Read rows."""
+        rows = self._reader.read(payload)
+        return Chunk(len(rows), rows) if rows else None
+
+    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Run the graph once."""
+        rows = _joined(chunks)
+        feeds = {name: fill(rows) for name, fill in self._fillers.items()}
+        return np.asarray(dropin_code.answer(self._session, self._said, feeds))
+
+
+class VariantTensorEngine:
+    """A drop-in variant whose signature is arrays."""
+
+    name = "onnxruntime"
+
+    def __init__(self, session: Any, said: dropin_code.Spec, tensors: list[Tensor]) -> None:
+        """Prepare for a signature."""
+        self._session, self._said, self._reader = session, said, TensorReader(tensors)
+
+    def read(self, payload: Any) -> Chunk | None:
+        """Read arrays."""
+        arrays = self._reader.read(payload)
+        return Chunk(len(next(iter(arrays.values()))), arrays) if arrays else None
+
+    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Run the graph once."""
+        first: dict[str, np.ndarray] = chunks[0].data
+        joined = first if len(chunks) == 1 else {name: np.concatenate([chunk.data[name] for chunk in chunks]) for name in first}
+        return np.asarray(dropin_code.answer(self._session, self._said, joined))
+
+
+class LightgbmEngine:
+    """A LightGBM booster, bare or under the scikit-learn API, on a table of numbers."""
+
+    name = "lightgbm"
+
+    def __init__(self, folder: Path, columns: list[Column], threads: int) -> None:
+        """Load the booster.
+
+        Raises:
+            Unsuitable: text or categories, an objective of the user's own, or another number of columns than the trees have.
+
+        """
+        import mlflow.lightgbm
+
+        model = mlflow.lightgbm.load_model(str(folder))
+        self._booster = getattr(model, "booster_", model)
+        if self._booster.pandas_categorical or any(column.kind == "string" for column in columns):
+            raise Unsuitable("LightGBM with text or category columns")
+        if callable(getattr(model, "objective_", None)):
+            raise Unsuitable("LightGBM with an objective of the user's own")
+        if self._booster.num_feature() != len(columns):
+            raise Unsuitable(f"the signature has {len(columns)} columns and the trees {self._booster.num_feature()}")
+        self._classes = np.asarray(model.classes_) if hasattr(model, "classes_") else None
+        self._reader, self._threads = TableReader(columns), threads
+        matrix = Feed("matrix", "float64", tuple(column.name for column in columns))
+        self._fill = _fillers([matrix], columns)["matrix"]
+
+    def read(self, payload: Any) -> Chunk | None:
+        """Read rows."""
+        rows = self._reader.read(payload)
+        return Chunk(len(rows), rows) if rows else None
+
+    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """Ask the trees once."""
+        raw = np.asarray(self._booster.predict(self._fill(_joined(chunks)), num_threads=self._threads))
+        if self._classes is None:
+            return raw
+        # As LGBMClassifier.predict does it, ties included: the first of the largest.
+        scores = np.stack([1.0 - raw, raw], axis=1) if raw.ndim == 1 else raw
+        return np.asarray(self._classes[scores.argmax(axis=1)])
+
+
+def _joined(chunks: Sequence[Chunk]) -> list[Any]:
+    if len(chunks) == 1:
+        return list(chunks[0].data)
+    return [row for chunk in chunks for row in chunk.data]
+
+
+def _fillers(feeds: Sequence[Feed], columns: Sequence[Column]) -> Mapping[str, Filler]:
+    found: dict[str, Filler] = {}
+    for feed in feeds:
+        fill = filler(feed, columns)
+        if fill is None:
+            raise Unsuitable(f"the graph's input {feed.name} is filled in a way of its own")
+        found[feed.name] = fill
+    return found

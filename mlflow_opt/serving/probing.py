@@ -1,0 +1,123 @@
+"""Make up requests that a model should answer, to warm it, to time it, and to compare its fast path with pyfunc."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_opt.serving.engines import Chunk, Engine
+
+logger = logging.getLogger(__name__)
+
+_ROWS = (1, 3, 16)
+
+
+def requests_like(example: bytes | None, schema: Any) -> list[bytes]:
+    """Make requests of several sizes and formats from an input example, else from the signature alone.
+
+    Args:
+        example: the request that the model's input example makes.
+        schema: MLflow's input schema, None if the model has none.
+
+    Returns:
+        Bodies; empty if nothing is known of the model.
+
+    """
+    own = [example] if example is not None else []
+    if schema is None:
+        return own
+    try:
+        made = _tensors(schema) if schema.is_tensor_spec() else _tables(schema, example)
+    except (KeyError, TypeError, ValueError) as error:
+        logger.info("No further requests could be made from the signature (%s).", error)
+        made = []
+    return own + [json.dumps(request).encode() for request in made]
+
+
+def alike_in_batches(engine: Engine, chunks: Sequence[Chunk], max_batch: int) -> bool:
+    """Tell whether requests get bit for bit the same answers together as alone, at several batch sizes.
+
+    Trees add up in the same order for every row. A matrix product does not: its kernels differ by the number of rows.
+    """
+    alone = [engine.run([chunk]) for chunk in chunks]
+    for size in sorted({2, 3, 5, 8, 17, max_batch}):
+        picked = [index % len(chunks) for index in range(size)]
+        try:
+            together = engine.run([chunks[index] for index in picked])
+        # A graph whose number of rows is fixed refuses; that it does so is the answer.
+        except Exception as error:  # noqa: BLE001
+            logger.info("The model refuses a batch (%s): each request is answered by itself.", error)
+            return False
+        if not _same(np.concatenate([alone[index] for index in picked]), together):
+            return False
+    return True
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
+
+
+def _tables(schema: Any, example: bytes | None) -> list[dict[str, Any]]:
+    names = schema.input_names()
+    known = _example_rows(example, names)
+    rng = random.Random(0)  # noqa: S311 - made-up rows, no secret
+    made: list[dict[str, Any]] = []
+    for count in _ROWS:
+        rows = [known[index % len(known)] if known else [_value(spec, rng) for spec in schema.inputs] for index in range(count)]
+        made.append({"dataframe_split": {"columns": names, "data": rows}})
+        made.append({"dataframe_records": [dict(zip(names, row, strict=True)) for row in rows]})
+        made.append({"instances": [dict(zip(names, row, strict=True)) for row in rows]})
+        made.append({"inputs": {name: [row[place] for row in rows] for place, name in enumerate(names)}})
+    gaps = [None if getattr(spec.type, "name", "") in ("double", "float", "string") else _value(spec, rng) for spec in schema.inputs]
+    made.append({"dataframe_split": {"columns": names, "data": [gaps, *(known[:1] or [])]}})
+    made += [{"dataframe_split": {"columns": names, "data": [[_value(spec, rng) for spec in schema.inputs]]}} for _ in range(8)]
+    return made
+
+
+def _example_rows(example: bytes | None, names: list[str]) -> list[list[Any]]:
+    said = json.loads(example) if example else {}
+    table = said.get("dataframe_split") if isinstance(said, dict) else None
+    if not isinstance(table, dict) or table.get("columns") != names:
+        return []
+    return list(table["data"])
+
+
+def _value(spec: Any, rng: random.Random) -> Any:
+    kind = getattr(spec.type, "name", str(spec.type))
+    if kind in ("double", "float"):
+        return rng.choice((rng.gauss(0, 1), rng.gauss(0, 100), rng.randrange(100)))
+    if kind in ("long", "integer"):
+        return rng.randrange(10)
+    if kind == "boolean":
+        return rng.random() < 0.5
+    if kind == "string":
+        return rng.choice(("a", "b", ""))
+    raise ValueError(f"no value can be made up for column {spec.name} of type {kind}")
+
+
+def _tensors(schema: Any) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    made: list[dict[str, Any]] = []
+    for count in _ROWS:
+        arrays = {spec.name or "": _array(spec, count, rng).tolist() for spec in schema.inputs}
+        made.append({"inputs": arrays if schema.has_input_names() else arrays[""]})
+        if not schema.has_input_names():
+            made.append({"instances": arrays[""]})
+    return made
+
+
+def _array(spec: Any, count: int, rng: np.random.Generator) -> np.ndarray:
+    shape = [count, *(8 if size == -1 else size for size in tuple(spec.shape)[1:])]
+    dtype = np.dtype(spec.type)
+    if dtype.kind in "iu":
+        return rng.integers(0, 100, shape).astype(dtype)
+    if dtype.kind not in "fb":
+        raise ValueError(f"no array can be made up of type {dtype}")
+    return rng.normal(size=shape).astype(dtype)

@@ -1,0 +1,130 @@
+"""The server process: uvicorn with one worker or several, which on SIGTERM first says that it is leaving and then leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import tempfile
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+from mlflow_opt.serving import settings as options
+from mlflow_opt.serving import versions
+from mlflow_opt.serving.app import Application
+from mlflow_opt.serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# How the supervisor tells its workers what to serve: they are fresh processes.
+_ENVIRONMENT = "MLFLOW_OPT_SERVING"
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that goes on answering for a moment after SIGTERM.
+
+    uvicorn closes idle connections at once: a request that is on its way on one of them is lost. Here the server first
+    answers `/ready` with 503 and every request with `connection: close`, so that clients and load balancers go elsewhere.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        """Take uvicorn's configuration."""
+        super().__init__(config)
+        self._leaving = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to leave; a second signal leaves at once."""
+        application = self.config.loaded_app
+        if self._leaving or not isinstance(application, Application) or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._leaving = True
+        application.draining = True
+        asyncio.get_running_loop().call_later(application.settings.drain_s, super().handle_exit, sig, None)
+
+
+class _Worker(Process):
+    @property
+    def server(self) -> uvicorn.Server:
+        """Return the worker's server, one that drains."""
+        if self._server is None:
+            self._server = DrainingServer(config=self.config)
+        return self._server
+
+
+def serve(model: str, settings: Settings, fixed: frozenset[str], host: str, port: int) -> None:
+    """Serve a model until SIGTERM or SIGINT.
+
+    Args:
+        model: URI.
+        settings: how; what is not among `fixed` may come from the model's own tag.
+        fixed: names of settings that were given.
+        host: address to listen on.
+        port: to listen on.
+
+    Raises:
+        ValueError: the model cannot be served.
+
+    """
+    workers = _workers(model, settings, fixed)
+    os.environ[_ENVIRONMENT] = json.dumps({"model": model, "settings": options.to_json(settings), "fixed": sorted(fixed)})
+    config = uvicorn.Config(
+        "mlflow_opt.serving.process:make_application",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        log_level="warning",
+        access_log=False,
+        backlog=4096,
+        server_header=False,
+    )
+    logger.info("Serving %s on http://%s:%d with %d worker%s.", model, host, port, workers, "s" if workers > 1 else "")
+    if workers == 1:
+        _serve_alone(config)
+        return
+    with tempfile.TemporaryDirectory(prefix="mlflow-opt-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        Supervisor(config, sockets=[config.bind_socket()]).run()
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's supervisor with workers that drain: it starts a worker again that dies."""
+
+    def init_processes(self) -> None:
+        """Start the workers."""
+        for _ in range(self.processes_num):
+            process: Any = _Worker(self.config, self.sockets)
+            process.start()
+            self.processes.append(process)
+
+
+def make_application() -> Application:
+    """Make a worker's application from what the starting process left in the environment."""
+    from mlflow_opt.signature import log_to_stderr
+
+    log_to_stderr()
+    said = json.loads(os.environ[_ENVIRONMENT])
+    return Application(said["model"], options.from_json(said["settings"]), frozenset(said["fixed"]))
+
+
+def _serve_alone(config: uvicorn.Config) -> None:
+    server = DrainingServer(config)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        logger.info("Interrupted.")
+    if not server.started:
+        sys.exit(uvicorn.config.STARTUP_FAILURE)
+
+
+def _workers(model: str, settings: Settings, fixed: frozenset[str]) -> int:
+    """Look into the model's tag before anything is loaded: the number of workers is needed first."""
+    if "workers" in fixed:
+        return settings.workers
+    return options.with_tag(settings, versions.tags_of(versions.resolve(model).model_id)).workers

@@ -1,0 +1,292 @@
+"""One run of one recipe: baseline, variants, choice, verdict, registration; recipes write to tracking only through it.
+
+A recipe opens a session, adds variants as it makes them and concludes. Everything is written as soon as it is known, so
+that a run that dies keeps what it had measured; what the tracking server no longer took is written to a file and named.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlflow_opt import aftermath, candidates, choosing, data, dropin, measure, metrics, models, outcome, proof, tracking
+from mlflow_opt.candidates import Candidate
+from mlflow_opt.data import Batch
+from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt.models import Model
+from mlflow_opt.outcome import Row
+from mlflow_opt.progress import Progress
+from mlflow_opt.records import Measurement, Variant, Verdict
+
+_logger = logging.getLogger(__name__)
+
+BASELINE = "baseline"
+
+
+class Session:
+    """A run that is under way; `start` makes it."""
+
+    def __init__(self, recipe: str, params: Mapping[str, Any], parent: tracking.Parent, folder: Path) -> None:
+        """Read the data and find the policy.
+
+        Args:
+            recipe: name of the recipe.
+            params: its parameters.
+            parent: the parent run.
+            folder: scratch folder, gone when the session ends.
+        """
+        self.recipe, self.params, self.parent, self.folder = recipe, params, parent, folder
+        self.seed, self.threads = int(params["seed"]), int(params.get("threads", 1))
+        self.split = data.split(data.read(str(params["data"]), str(params["target"])))
+        self.task = self.split.task
+        self.headline = metrics.QUALITY[self.task.kind][0]
+        self.own = measure.own_metric(str(params.get("metric", "")))
+        self.register_as = str(params.get("register_as", ""))
+        self.policy = proof.policy_for(self.register_as, str(params["policy"]), self.task)
+        self.candidates: list[Candidate] = []
+        self.recorded: list[Candidate] = []
+        self.findings: list[str] = []
+        self._inputs = proof.dataset_inputs(self.split)
+        self._progress = Progress(recipe)
+        self._open: set[str] = set()
+        self._created = False
+        self._clock = time.monotonic()
+        tracking.log_inputs(parent.run_id, list(self._inputs.values()))
+
+    def measure_baseline(self) -> None:
+        """Load the model to optimise, or train the default one, and measure it."""
+        if self.params["model"]:
+            loaded = models.load(str(self.params["model"]), self.threads)
+        else:
+            from mlflow_opt import baselines
+
+            _logger.info("No model was given: training the default one on %s.", self.split.dataset.name)
+            trained = baselines.train_baseline(self.split, self.folder / BASELINE, self.seed)
+            loaded = models.load(str(trained), self.threads)
+        self.baseline = self._record(Variant(BASELINE, loaded, {"flavour": loaded.flavour}), loaded, None)
+        self.reference = self._reference()
+        self._progress.step(f"baseline ({loaded.flavour}): {self.headline} {self.baseline.plain.get(self.headline, float('nan')):.4f}")
+
+    @property
+    def model(self) -> Model:
+        """Return the model to optimise."""
+        return self.baseline.model
+
+    @property
+    def example(self) -> Batch:
+        """Return a few calibration rows, for tracing and schema checks."""
+        return self.calibration(64)
+
+    def calibration(self, rows: int) -> Batch:
+        """Return at most so many calibration rows."""
+        return data.take(self.split.calibration.rows, slice(0, rows))
+
+    def expect(self, variants: int) -> None:
+        """Say how many variants will come, so that progress can say how long it will take."""
+        self._progress.total = variants + self._progress.done
+
+    def dropin(self, name: str, graph: OnnxGraph, options: dropin.SessionOptions | None = None) -> Model:
+        """Save a graph as a drop-in for the model to optimise, ready to be added as a variant."""
+        return dropin.save_dropin(
+            graph,
+            self.model,
+            Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / "model",
+            session=options or dropin.SessionOptions(threads=self.threads),
+            example=self.example,
+        )
+
+    def drop(self, model: Model) -> float:
+        """Score a model on the selection rows and give its drop of the headline metric; for techniques that search."""
+        scored = measure.quality(model, self.split.selection, self.task, self.own)
+        return measure.drop(scored, self.baseline.scored, self.headline)
+
+    def add(self, variant: Variant) -> float:
+        """Score a variant on the selection rows, write it as a child run with a logged model, and give its headline drop.
+
+        A variant that is no drop-in for the baseline is kept for comparison and cannot be chosen.
+        """
+        if not isinstance(variant.model, Model):
+            raise TypeError(f"a variant's model must be a Model on disk, got {type(variant.model).__name__}; save it with `dropin` first.")
+        candidate = self._record(variant, variant.model, self.baseline)
+        candidate.refused = self._refusal(candidate.model)
+        self.candidates.append(candidate)
+        drop = measure.drop(candidate.scored, self.baseline.scored, self.headline)
+        shown = f"{variant.name}: {self.headline} {candidate.plain[self.headline]:.4f} (drop {drop:+.4f}) {candidate.refused}"
+        self._progress.step(shown.rstrip())
+        return drop
+
+    def conclude(self, advise: Callable[[Sequence[Row]], Sequence[str]] | None = None) -> Verdict | None:
+        """Time all variants in turns, choose, judge the chosen one on the gate rows, register it and write the report.
+
+        Args:
+            advise: turns the finished rows into findings in words, such as "int8 does not pay on this CPU".
+
+        Returns:
+            the verdict on the chosen variant, None if none met the policy on the selection rows.
+
+        """
+        self._time_all()
+        measured = {c.variant.name: c.measured for c in self.candidates if not c.refused}
+        name = choosing.cheapest(measured, self.policy)
+        chosen = next((c for c in self.candidates if c.variant.name == name), None)
+        rows = self._rows(name)
+        self.findings += list(advise(rows)) if advise else []
+        if chosen is None:
+            self.findings.append(_nothing(measured, self.policy))
+        proved = self._prove(chosen) if chosen else None
+        version = self._register(chosen, proved) if chosen and proved else ""
+        for run_id in sorted(self._open):
+            self._close(run_id, "FINISHED")
+        closing = outcome.Closing(self.recipe, self.params, rows, self.headline, tuple(self.findings), self.register_as, version)
+        outcome.publish(self.parent.run_id, closing, proved, self.policy)
+        return proved.verdict if proved else None
+
+    def end_open_runs(self, status: str) -> None:
+        """End child runs that are still open, when the recipe dies or is interrupted."""
+        for run_id in sorted(self._open):
+            self._close(run_id, status)
+
+    def _record(self, variant: Variant, model: Model, base: Candidate | None) -> Candidate:
+        tags = {"mlflow_opt.recipe": self.recipe, "mlflow_opt.variant": variant.name}
+        run_id = tracking.open_child(self.parent, variant.name, {"variant": variant.name, **variant.params}, tags)
+        self._open.add(run_id)
+        made_in = time.monotonic() - self._clock
+        scored = measure.quality(model, self.split.selection, self.task, self.own)
+        measured = measure.selection(scored, base.scored if base else None, self.split.selection)
+        logged = model if model.model_id else self._log_model(variant, model, run_id, base)
+        candidate = Candidate(variant, logged, run_id, scored, measured, extra=proof.sizes(model) | {"train_seconds": made_in})
+        self.recorded.append(candidate)
+        tracking.log_values(run_id, candidate.plain, model_id=logged.model_id)
+        tracking.log_inputs(run_id, [self._inputs["selection"]])
+        self._clock = time.monotonic()
+        return candidate
+
+    def _log_model(self, variant: Variant, model: Model, run_id: str, base: Candidate | None) -> Model:
+        """Upload a model as a logged model of its run; a bare file becomes a drop-in folder first."""
+        if model.path.is_file():
+            from mlflow_opt import exporting
+
+            graph = exporting.to_onnx(model, self.example, self.task)
+            where = self.folder / "bare"
+            model = dropin.save_dropin(graph, model, where, session=dropin.SessionOptions(threads=self.threads), example=self.example)
+        lineage = proof.lineage(base.model.model_id if base else "", self.split, self.recipe, self.params)
+        params = {"variant": variant.name, **variant.params}
+        model_id = tracking.create_model(self.parent, run_id, f"{self.recipe}-{variant.name}", params, lineage)
+        folder = proof.local_folder(model, self.folder / "upload" / model_id)
+        dropin.stamp(folder, model_id, run_id)
+        tracking.upload_model(model_id, folder)
+        return replace(model, path=folder, model_id=model_id, uri=f"models:/{model_id}")
+
+    def _reference(self) -> Model:
+        """Find the model that the verdict compares with: today's champion of the target name, else the baseline."""
+        champion = proof.model_behind(self.register_as)
+        if champion in ("", self.model.model_id):
+            return self.model
+        _logger.info("The verdict's reference is the champion of %s (%s).", self.register_as, champion)
+        return models.load(f"models:/{champion}", self.threads)
+
+    def _refusal(self, model: Model) -> str:
+        try:
+            dropin.check_dropin(model, self.model, self.example)
+        except ValueError as error:
+            return f"no drop-in: {error}"
+        return "" if model.threads in (0, self.threads) else f"uses {model.threads} threads, threads={self.threads} was asked for"
+
+    def _time_all(self) -> None:
+        """Time baseline and variants in turns, once for each number of threads that a variant uses."""
+        for threads in sorted({c.model.threads or self.threads for c in self.candidates}):
+            group = [c for c in self.candidates if (c.model.threads or self.threads) == threads]
+            _logger.info("Timing %d models in turns, %d thread%s.", len(group) + 1, threads, "s" if threads > 1 else "")
+            candidates.time_in_turns(self.baseline, group, self.split.selection.rows, threads, keep_baseline=threads == self.threads)
+        for candidate in self.candidates:
+            if candidate.refused:
+                self._close(candidate.run_id, "FINISHED")
+
+    def _rows(self, chosen: str) -> list[Row]:
+        rows = [
+            Row(BASELINE, self.baseline.plain, self.baseline.variant.params, self.baseline.run_id, self.baseline.model.model_id, BASELINE)
+        ]
+        for candidate in self.candidates:
+            name = candidate.variant.name
+            where = candidate.refused or choosing.standing(name, chosen, candidate.measured, self.policy)
+            rows.append(Row(name, candidate.plain, candidate.variant.params, candidate.run_id, candidate.model.model_id, where))
+        return rows
+
+    def _prove(self, chosen: Candidate) -> proof.Proof:
+        if self.register_as and not tracking.is_registered(self.register_as):
+            # Only a name that exists has a policy to ask for; a version follows unless the verdict is a FAIL.
+            tracking.create_registered(self.register_as)
+            self._created = True
+            self.policy = proof.policy_for(self.register_as, str(self.params["policy"]), self.task)
+        _logger.info("Judging %s on %d gate rows that nothing has seen.", chosen.variant.name, data.n_rows(self.split.gate.rows))
+        conditions = measure.Conditions(threads=self.threads, seed=self.seed, own=self.own)
+        proved = proof.prove(chosen.model, self.reference, self.split, self.policy, conditions)
+        proof.write(proved, self.policy, chosen.run_id)
+        tracking.log_inputs(chosen.run_id, [self._inputs["gate"]])
+        tracking.log_text(chosen.run_id, "verdict.json", proof.verdict_document(proved, self.policy))
+        self._close(chosen.run_id, "FINISHED")
+        proof.point_to(chosen.model.model_id, chosen.run_id)
+        return proved
+
+    def _register(self, chosen: Candidate, proved: proof.Proof) -> str:
+        if not self.register_as:
+            return ""
+        if proved.verdict.outcome.value == "FAIL":
+            self.findings.append(f"{chosen.variant.name} met the policy on the selection rows but not on the gate rows: not registered.")
+            if self._created:
+                tracking.delete_registered(self.register_as)
+            return ""
+        if self._created:
+            tracking.register(
+                self.register_as, self.model.model_id, self.baseline.run_id, "The unoptimised model that the next version replaces."
+            )
+        lines = "\n".join(f"- {line}" for line in outcome.verdict_lines(proved.verdict))
+        text = f"{self.recipe}: {chosen.variant.name}, {proved.verdict.outcome.value}\n\n{lines}"
+        version = tracking.register(self.register_as, chosen.model.model_id, chosen.run_id, text)
+        # Last of all: under `promote: auto` the hook judges at this moment.
+        tracking.set_alias(self.register_as, proof.CHALLENGER, version)
+        return version
+
+    def _close(self, run_id: str, status: str) -> None:
+        if run_id in self._open:
+            tracking.close(run_id, status)
+            self._open.discard(run_id)
+
+
+@contextmanager
+def start(recipe: str, params: Mapping[str, Any]) -> Iterator[Session]:
+    """Open the run of a recipe, measure its baseline, and end every run properly however the recipe ends.
+
+    Args:
+        recipe: name of the recipe.
+        params: all of its parameters: `locals()` as the recipe's first statement.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+
+    """
+    tracking.require_store()
+    given = dict(params)
+    parent = tracking.open_parent(recipe, given, {"mlflow_opt.recipe": recipe})
+    session: Session | None = None
+    with tempfile.TemporaryDirectory(prefix=f"mlflow-opt-{recipe}-") as folder:
+        try:
+            session = Session(recipe, given, parent, Path(folder))
+            session.measure_baseline()
+            yield session
+        except BaseException as error:
+            aftermath.end_badly(parent, session, error)
+            raise
+    tracking.close(parent.run_id, "FINISHED")
+
+
+def _nothing(measured: Mapping[str, Measurement], policy: Any) -> str:
+    near = choosing.nearest(measured, policy)
+    why = "; ".join(choosing.misses(measured[near], policy)) if near else "nothing could be timed"
+    return f"No variant meets the policy on the selection rows, so nothing was registered. Nearest: {near or 'none'} ({why})."

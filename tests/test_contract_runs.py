@@ -1,0 +1,145 @@
+"""Every recipe, run on a tiny model in a process of its own, twice with one seed and a policy that nothing can meet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from mlflow_opt.entries import Entry, entries
+from tests.tiny import Tiny, tiny_network, tiny_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = [entry for entry in entries() if entry.kind == "recipe"]
+# The recipe's bundled data tells what it works on.
+KINDS = {"fashion_mnist": tiny_network, "telco_churn": tiny_table}
+# (recipe, why it is not run here). Nothing else is left out.
+SKIPS: tuple[tuple[str, str], ...] = ()
+SECONDS = 120
+
+IMPOSSIBLE = """
+validation_criteria:
+  - {metric: speedup, min: 1000000}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What one run of a recipe left behind: the exit code and what it said, its runs, and the digest of every variant's graph."""
+
+    code: int
+    said: str
+    parent: Run
+    children: dict[str, Run]
+    graphs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Two runs of one recipe with one seed, and the digests of the given model's files before and after."""
+
+    runs: tuple[Ended, Ended]
+    before: dict[str, str]
+    after: dict[str, str]
+    client: MlflowClient
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module", params=RECIPES, ids=lambda entry: entry.name)
+def twice(request: pytest.FixtureRequest, folder: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Twice:
+    """Run a recipe twice."""
+    entry: Entry = request.param
+    for name, why in SKIPS:
+        if name == entry.name:
+            pytest.skip(why)
+    home = tmp_path_factory.mktemp(entry.name)
+    (home / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (home / "impossible.yaml").write_text(IMPOSSIBLE)
+    bundled = next(item.default for item in entry.signature().parameters if item.name == "data")
+    (home / "tiny").mkdir()
+    tiny = KINDS[str(bundled)](home / "tiny")
+    before = _digests(tiny.model)
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = (_run(entry, tiny, home, client), _run(entry, tiny, home, client))
+    return Twice(runs, before, _digests(tiny.model), client)
+
+
+def test_recipe_ends_finished_and_registers_nothing_when_policy_is_impossible(twice: Twice) -> None:
+    for ended in twice.runs:
+        assert ended.code == 0, ended.said
+        assert ended.parent.info.status == "FINISHED"
+        assert {run.info.status for run in ended.children.values()} == {"FINISHED"}
+    assert twice.client.search_registered_models() == []
+
+
+def test_recipe_logs_a_baseline_and_variants_with_the_same_metrics_when_run(twice: Twice) -> None:
+    children = twice.runs[0].children
+    assert "baseline" in children
+    variants = {name: set(run.data.metrics) for name, run in children.items() if name != "baseline"}
+    assert variants
+    names = next(iter(variants.values()))
+    assert all(found == names for found in variants.values())
+    missing = set(children["baseline"].data.metrics) - names
+    assert not missing
+    assert {"latency_p50_ms", "size_mb"} <= set(children["baseline"].data.metrics)
+
+
+def test_recipe_makes_identical_variants_when_seed_is_the_same(twice: Twice) -> None:
+    first, second = twice.runs
+    assert first.graphs
+    assert first.graphs == second.graphs
+
+
+def test_recipe_leaves_the_model_it_was_given_alone_when_run(twice: Twice) -> None:
+    assert twice.before
+    assert twice.after == twice.before
+
+
+def _run(entry: Entry, tiny: Tiny, home: Path, client: MlflowClient) -> Ended:
+    known = {run.info.run_id for run in client.search_runs(["0"])}
+    given = {
+        "model": tiny.model,
+        "data": tiny.data,
+        "target": tiny.target,
+        "policy": home / "impossible.yaml",
+        "register_as": "never",
+        "seed": 0,
+    }
+    words = [f"--{name}={value}" for name, value in given.items() if name in entry.signature().names]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"recipes.{entry.name}", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home, env=environment, timeout=SECONDS)
+    runs = [run for run in client.search_runs(["0"]) if run.info.run_id not in known]
+    assert runs, ended.stderr
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = {str(run.info.run_name): run for run in runs if run is not parent}
+    return Ended(ended.returncode, ended.stderr, parent, children, _graphs(children, client))
+
+
+def _graphs(children: dict[str, Run], client: MlflowClient) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, run in children.items():
+        for output in run.outputs.model_outputs if run.outputs else []:
+            location = str(client.get_logged_model(output.model_id).artifact_location).removeprefix("file://")
+            found |= {
+                f"{name}/{path}": digest for path, digest in _digests(Path(location)).items() if path.endswith((".onnx", ".safetensors"))
+            }
+    return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
