@@ -33,6 +33,18 @@ class Candidate:
         return {name: quantity.value for name, quantity in self.measured.quantities.items()} | self.extra
 
 
+def require_answers(model: Model, rows: Batch) -> None:
+    """Insist that a model takes the data before anything is written about it."""
+    try:
+        model.predict(rows)
+    except Exception as error:
+        features = rows.keys() if isinstance(rows, dict) else rows.columns
+        raise ValueError(
+            f"the model must take the data's rows ({', '.join(map(str, list(features)[:20]))}) and refuses them: {error}; "
+            "give data with the features that it was trained on."
+        ) from error
+
+
 def time_in_turns(baseline: Candidate, group: Sequence[Candidate], rows: Batch, threads: int, *, keep_baseline: bool) -> None:
     """Time a baseline and variants in turns, keep what was found on each, and write it to its run.
 

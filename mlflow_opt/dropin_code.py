@@ -126,6 +126,7 @@ def open_session(graph: Path | bytes, options: SessionOptions) -> Any:
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     made.graph_optimization_level = level.get(options.graph_level, levels.ORT_DISABLE_ALL)
+    # Errors only: converters guess output shapes, and every batch would be commented on.
     made.log_severity_level = 3
     for key, value in options.entries.items():
         made.add_session_config_entry(key, value)
@@ -163,12 +164,9 @@ def scores(raw: np.ndarray, output: Output) -> np.ndarray:
     rows = len(raw)
     if output.kind == "values":
         return raw.reshape(rows) if raw.size == rows else raw
-    if output.kind == "positive":
+    if output.kind in ("positive", "margin"):
         later = raw.reshape(rows)
-        return np.stack([1 - later, later], axis=1)
-    if output.kind == "margin":
-        later = raw.reshape(rows)
-        return np.stack([-later, later], axis=1)
+        return np.stack([1 - later if output.kind == "positive" else -later, later], axis=1)
     return raw
 
 
@@ -192,10 +190,10 @@ def answer(session: Any, spec: Spec, batch: Batch) -> Any:
         return _all_outputs(session, feeds, batch)
     output = spec.binding.output
     if said.kind == "labels" and output.label:
-        return _labels_of(run(session, [output.label], feeds)[0], said)
+        return np.asarray(run(session, [output.label], feeds)[0]).astype(said.dtype)
     raw = run(session, [output.name], feeds)[0]
     if said.kind == "labels":
-        return _classes(said)[scores(raw, output).argmax(axis=1)]
+        return np.array(said.classes, dtype=said.dtype)[scores(raw, output).argmax(axis=1)]
     if said.kind == "tensor":
         return pd.DataFrame(raw, index=batch.index) if isinstance(batch, pd.DataFrame) else raw
     if said.kind == "values":
@@ -208,7 +206,8 @@ def answer(session: Any, spec: Spec, batch: Batch) -> Any:
 
 def _from_table(table: pd.DataFrame, one: Feed) -> np.ndarray:
     if not one.columns:
-        return _tensor_column(table, one)
+        name = one.key or one.name
+        return _array(np.array(table[name].tolist()), one) if name in table.columns else _numbers(table, one)
     missing = [column for column in one.columns if column not in table.columns]
     if missing:
         raise ValueError(f"the model needs the columns {', '.join(map(str, missing))}, got {', '.join(map(str, table.columns))}; add them.")
@@ -223,11 +222,6 @@ def _from_table(table: pd.DataFrame, one: Feed) -> np.ndarray:
     return whole
 
 
-def _tensor_column(table: pd.DataFrame, one: Feed) -> np.ndarray:
-    name = one.key or one.name
-    return _array(table[name].tolist(), one) if name in table.columns else _numbers(table, one)
-
-
 def _numbers(values: Any, one: Feed) -> np.ndarray:
     dtype = _dtype(one)
     try:
@@ -236,9 +230,7 @@ def _numbers(values: Any, one: Feed) -> np.ndarray:
         return np.ascontiguousarray(values.to_numpy(dtype=dtype))
     except (TypeError, ValueError) as error:
         named = ", ".join(one.columns) or one.name
-        raise ValueError(
-            f"{named} must hold numbers of type {one.dtype}: {error}; give them the types of the model's signature."
-        ) from error
+        raise ValueError(f"{named} must hold {one.dtype} numbers: {error}; give them the types of the signature.") from error
 
 
 def _strings(values: pd.Series[Any]) -> np.ndarray:
@@ -264,22 +256,16 @@ def _from_arrays(batch: Mapping[str, Any], inputs: tuple[Feed, ...]) -> dict[str
 
 
 def _array(values: Any, one: Feed) -> np.ndarray:
+    given, dtype = np.asarray(values), _dtype(one)
     try:
-        return np.ascontiguousarray(values, dtype=_dtype(one))
+        # Only objects are read value by value: nothing else may lose its fraction or its sign on the way.
+        return np.ascontiguousarray(given.astype(dtype, casting="unsafe" if given.dtype == object else "same_kind", copy=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the input {one.key or one.name} must hold {one.dtype}: {error}; convert it.") from error
 
 
 def _dtype(one: Feed) -> Any:
     return object if one.dtype == "str" else np.dtype(one.dtype)
-
-
-def _classes(said: Answer) -> np.ndarray:
-    return np.array(said.classes, dtype=said.dtype or None)
-
-
-def _labels_of(labels: Any, said: Answer) -> np.ndarray:
-    return np.asarray(labels).astype(said.dtype) if said.dtype else np.asarray(labels)
 
 
 def _all_outputs(session: Any, feeds: dict[str, np.ndarray], batch: Batch) -> Any:
@@ -292,9 +278,9 @@ def _all_outputs(session: Any, feeds: dict[str, np.ndarray], batch: Batch) -> An
 
 def _offer() -> None:
     import mlflow
-    from mlflow.pyfunc import PythonModel, PythonModelContext
+    from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-    class DropIn(PythonModel):  # type: ignore[misc]
+    class DropIn(PythonModel):
         """The variant as MLflow calls it."""
 
         # MLflow would warn at every load that `predict` has no type hints; the signature already says what it takes.
@@ -302,12 +288,12 @@ def _offer() -> None:
 
         def load_context(self, context: PythonModelContext) -> None:
             """Open the graph beside this file."""
-            graph = Path(context.artifacts["graph"])
             self.spec = read_spec(Path(context.artifacts["variant"]))
-            self.session = open_session(graph, self.spec.session)
+            self.session = open_session(Path(context.artifacts["graph"]), self.spec.session)
 
-        def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             """Answer a batch."""
+            del context, params
             return answer(self.session, self.spec, model_input)
 
     mlflow.models.set_model(DropIn())

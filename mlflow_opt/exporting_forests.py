@@ -15,7 +15,7 @@ import numpy as np
 
 from mlflow_opt.exporting_converters import Writer
 from mlflow_opt.exporting_trees import booster_nodes
-from mlflow_opt.tree_columns import TreeColumns
+from mlflow_opt.tree_columns import NodeArrays, TreeColumns
 
 # skl2onnx writes graphs of ai.onnx.ml 3 and refuses newer nodes; `settle_opsets` raises the version of the finished graph.
 _PLACEHOLDER = 3
@@ -88,11 +88,9 @@ def convert_histogram_boosting(writer: Writer, operator: Any) -> None:
     for stage in model._predictors:
         for target, one in enumerate(stage):
             nodes = one.nodes
-            sides = (
-                np.where(nodes["is_leaf"], -1, nodes["left"].astype(np.int64)),
-                np.where(nodes["is_leaf"], -1, nodes["right"].astype(np.int64)),
-            )
-            columns.grow(sides, nodes["feature_idx"], nodes["num_threshold"], nodes["missing_go_to_left"], nodes["value"], target=target)
+            left, right = (np.where(nodes["is_leaf"], -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
+            missing = nodes["missing_go_to_left"]
+            columns.grow(NodeArrays(left, right, nodes["feature_idx"], nodes["num_threshold"], missing, nodes["value"]), target)
     start = np.asarray(model._baseline_prediction, dtype=writer.dtype).reshape(1, -1)
     summed = writer.then(
         "TreeEnsemble",
@@ -125,11 +123,12 @@ def convert_lightgbm(writer: Writer, operator: Any) -> None:
 
 def convert_xgboost(writer: Writer, operator: Any) -> None:
     """Write an XGBoost model of the scikit-learn API that is part of a pipeline or an ensemble."""
-    from mlflow_opt import exporting_xgboost, flavours
+    from mlflow_opt import exporting_xgboost
+    from mlflow_opt.flavour_boosting import best_iterations
 
     model = operator.raw_operator
     given = writer.scope.get_unique_variable_name("boosted")
-    learner = exporting_xgboost.read_booster(model.get_booster(), flavours.best_iterations(model))
+    learner = exporting_xgboost.read_booster(model.get_booster(), best_iterations(model))
     nodes, constants = exporting_xgboost.booster_nodes(learner, _single(writer, operator, back=False), given, prefix=f"{given}_")
     _add(writer, nodes, constants)
     _give_boosted(writer, operator, writer.number(given), columns=exporting_xgboost.columns_of(learner))
@@ -206,8 +205,8 @@ def _sum_trees(writer: Writer, taken: str, trees: list[tuple[Any, np.ndarray]]) 
         for target in range(targets):
             if targets == 1 or np.any(values[:, target]):
                 thresholds = _thresholds(tree.threshold, writer.dtype)
-                sides = tree.children_left, tree.children_right
-                columns.grow(sides, tree.feature, thresholds, missing, values[:, target], target=target)
+                nodes = NodeArrays(tree.children_left, tree.children_right, tree.feature, thresholds, missing, values[:, target])
+                columns.grow(nodes, target)
     return writer.then("TreeEnsemble", taken, domain="ai.onnx.ml", op_version=_PLACEHOLDER, **columns.attributes(targets, 1, writer.dtype))
 
 

@@ -11,7 +11,7 @@ from mlflow_opt.contracts import to_table
 from mlflow_opt.dropin_code import Binding, Feed, Output
 from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.exporting_trees import booster_graph
-from mlflow_opt.flavours import LightgbmRuntime, category_columns
+from mlflow_opt.flavour_boosting import LightgbmRuntime, category_columns
 from mlflow_opt.models import Model
 
 _INPUT = "features"

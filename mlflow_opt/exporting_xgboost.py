@@ -14,9 +14,9 @@ import numpy as np
 from mlflow_opt.contracts import to_table
 from mlflow_opt.dropin_code import Binding, Feed, Output
 from mlflow_opt.exporting import OnnxGraph
-from mlflow_opt.flavours import XgboostRuntime
+from mlflow_opt.flavour_boosting import XgboostRuntime
 from mlflow_opt.models import Model
-from mlflow_opt.tree_columns import LESS, TreeColumns
+from mlflow_opt.tree_columns import LESS, NodeArrays, TreeColumns
 
 _INPUT, _SCORES = "features", "scores"
 # Objective -> how the base score becomes a margin, and the margins the answer.
@@ -92,20 +92,19 @@ def booster_nodes(learner: dict[str, Any], taken: str, given: str, prefix: str =
     columns, targets = TreeColumns(), columns_of(learner)
     trees = learner["gradient_booster"]["model"]
     for target, tree in zip(trees["tree_info"], trees["trees"], strict=True):
-        left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
         values = np.array(tree["split_conditions"], np.float32)
-        columns.grow(
-            (left, right), np.array(tree["split_indices"]), values, np.array(tree["default_left"], bool), values, target=target, mode=LESS
-        )
+        missing_left = np.array(tree["default_left"], bool)
+        nodes = NodeArrays(tree["left_children"], tree["right_children"], tree["split_indices"], values, missing_left, values)
+        columns.grow(nodes, target, LESS)
     to_margin, link = _LINKS[learner["objective"]["name"]]
     base = np.atleast_1d(np.array(json.loads(learner["learner_model_param"]["base_score"].replace("[-E", "[-0E")), float))
     base = np.log(base / (1 - base)) if to_margin == "logit" else np.log(base) if to_margin == "log" else base
     constants = [numpy_helper.from_array(base.astype(np.float32).reshape(1, -1), f"{prefix}base")]
     summed, margin = f"{prefix}sum", f"{prefix}margin" if link else given
-    nodes = [
+    made = [
         helper.make_node("TreeEnsemble", [taken], [summed], domain="ai.onnx.ml", **columns.attributes(targets, 1, np.float32)),
         helper.make_node("Add", [summed, constants[0].name], [margin]),
     ]
     if link:
-        nodes.append(helper.make_node(link, [margin], [given], **({"axis": 1} if link == "Softmax" else {})))
-    return nodes, constants
+        made.append(helper.make_node(link, [margin], [given], **({"axis": 1} if link == "Softmax" else {})))
+    return made, constants

@@ -35,6 +35,7 @@ SHARES = ("accuracy", "precision_at_k")
 RESAMPLES = 2000
 # A user's function is called once a resample and model; spread and skewness need no more than this.
 OWN_RESAMPLES = 300
+FEWEST_OF_A_CLASS = 10
 # Multiplicities held at once (8 bytes each), and rows times resamples at most: beyond 20,000 rows fewer resamples do.
 CHUNK, MOST_WORK = 4_000_000, 40_000_000
 Ends = tuple[float, float]
@@ -127,6 +128,8 @@ def _from_draws(name: str, draws: Draws, candidate: Scored, reference: Scored, l
         name: _quantity(ours, _careful(ours, Sample(draws.values[0], draws.influence[0], unseen, rows), level), rows),
         f"drop_{name}": _quantity(drop, _careful(drop, Sample(lost, pull, -sign * unseen, rows), level), rows),
     }
+    if _too_few(name, candidate):
+        return {key: Quantity(quantity.value, -math.inf, math.inf, rows) for key, quantity in found.items()}
     if theirs == 0:
         return found
     scale = abs(theirs)
@@ -139,10 +142,17 @@ def _from_draws(name: str, draws: Draws, candidate: Scored, reference: Scored, l
 
 def _careful(value: float, sample: Sample, level: float) -> Ends:
     usable = np.isfinite(sample.draws)
-    # A resample without one class defines no metric; where that is common the rows are too few for an interval.
+    # A resample may define no metric; where that is common the rows are too few for an interval.
     if usable.mean() < 0.9:
         return -math.inf, math.inf
     return careful_interval(value, Sample(sample.draws[usable], sample.influence, sample.unseen, sample.rows), level)
+
+
+def _too_few(name: str, scored: Scored) -> bool:
+    """Tell whether a class has so few rows that their own spread says little about other rows of it."""
+    if name not in ("roc_auc", "average_precision") and (name != "f1" or scored.task.kind != "binary"):
+        return False
+    return bool(np.bincount(scored.labels, minlength=len(scored.task.classes)).min() < FEWEST_OF_A_CLASS)
 
 
 def _quantity(value: float, ends: Ends, rows: int) -> Quantity:
@@ -150,8 +160,15 @@ def _quantity(value: float, ends: Ends, rows: int) -> Quantity:
 
 
 def _unseen(name: str, scored: Scored) -> Floats:
-    """Give what it would change, in units of the metric, if a row were answered as another, random row was."""
-    other = scored.outputs[np.random.default_rng(0).permutation(len(scored.labels))]
+    """Give what it would change, in units of the metric, if a row were answered as another, random row was.
+
+    In a regression: as far off as another row was. An answer for another row may be off by any number of times the usual
+    error, and imagining such rows would leave nothing provable.
+    """
+    order = np.random.default_rng(0).permutation(len(scored.labels))
+    other = scored.outputs[order]
+    if scored.task.kind == "regression":
+        other = scored.labels + (scored.outputs - scored.labels)[order]
     own = next((metric for metric in scored.own if metric.name == name), None)
     if own:
         # No slope of a user's function could be taken cheaply: the mean change stands for each row's.

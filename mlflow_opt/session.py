@@ -69,6 +69,7 @@ class Session:
             _logger.info("No model was given: training the default one on %s.", self.split.dataset.name)
             trained = baselines.train_baseline(self.split, self.folder / BASELINE, self.seed)
             loaded = models.load(str(trained), self.threads)
+        candidates.require_answers(loaded, self.example)
         self.baseline = self._record(Variant(BASELINE, loaded, {"flavour": loaded.flavour}), loaded, None)
         self.reference = self._reference()
         self._progress.step(f"baseline ({loaded.flavour}): {self.headline} {self.baseline.plain.get(self.headline, float('nan')):.4f}")
@@ -225,7 +226,8 @@ class Session:
             self._created = True
             self.policy = proof.policy_for(self.register_as, str(self.params["policy"]), self.task)
         _logger.info("Judging %s on %d gate rows that nothing has seen.", chosen.variant.name, data.n_rows(self.split.gate.rows))
-        conditions = measure.Conditions(threads=self.threads, seed=self.seed, own=self.own)
+        budget_s = float(self.params.get("budget_s", measure.Conditions.budget_s))
+        conditions = measure.Conditions(self.threads, 0, budget_s, self.seed, self.own)
         proved = proof.prove(chosen.model, self.reference, self.split, self.policy, conditions)
         proof.write(proved, self.policy, chosen.run_id)
         tracking.log_inputs(chosen.run_id, [self._inputs["gate"]])

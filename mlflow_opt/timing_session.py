@@ -272,6 +272,11 @@ def _resident_mb() -> float:
 
 
 def _peak_mb() -> float:
+    # What getrusage reports on Linux was inherited from the parent's memory when it forked.
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) * 1024 / MEGABYTE
     # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MEGABYTE
 

@@ -12,6 +12,18 @@ LEQ, LESS, MEMBER = 0, 1, 6
 _SUM, _NO_TRANSFORM = 1, 0
 
 
+@dataclass(frozen=True)
+class NodeArrays:
+    """A tree as arrays over its nodes: children (negative at a leaf), what is compared with what, where missing goes, leaf values."""
+
+    left: Any
+    right: Any
+    feature: Any
+    threshold: Any
+    missing_left: Any
+    value: Any
+
+
 @dataclass
 class TreeColumns:
     """The attributes of one TreeEnsemble (version 5) while they are being filled, node by node; a leaf has one target."""
@@ -56,37 +68,31 @@ class TreeColumns:
         self.join(at, (self.leaf(value, target), True), (self.leaf(value, target), True))
         return at
 
-    def grow(
-        self, sides: tuple[Any, Any], feature: Any, threshold: Any, missing_left: Any, value: Any, *, target: int, mode: int = LEQ
-    ) -> None:
-        """Add a tree that is given as arrays over its nodes, the root first.
+    def grow(self, tree: NodeArrays, target: int, mode: int = LEQ) -> None:
+        """Add a tree whose leaves add to a column of the answer.
 
         Args:
-            sides: numbers of the left and right children, negative at a leaf.
-            feature: that a node compares.
-            threshold: that it compares with.
-            missing_left: whether a missing value goes left.
-            value: of a leaf.
-            target: column of the answer that the leaves add to.
+            tree: its nodes, the root first.
+            target: the column.
             mode: the comparison that sends a value left.
         """
-        left, right = np.asarray(sides[0]), np.asarray(sides[1])
+        left, right = np.asarray(tree.left), np.asarray(tree.right)
         if left[0] < 0:
-            self.root.append(self.only_leaf(float(value[0]), target))
+            self.root.append(self.only_leaf(float(tree.value[0]), target))
             return
         inner = left >= 0
         numbers = np.where(inner, np.cumsum(inner) - 1 + len(self.feature), np.cumsum(~inner) - 1 + len(self.leaf_value))
         at = np.flatnonzero(inner)
         self.root.append(int(numbers[0]))
-        self.feature += np.asarray(feature)[at].tolist()
+        self.feature += np.asarray(tree.feature)[at].tolist()
         self.mode += [mode] * len(at)
-        self.split += np.asarray(threshold, float)[at].tolist()
-        self.missing_true += np.asarray(missing_left)[at].astype(int).tolist()
+        self.split += np.asarray(tree.threshold, float)[at].tolist()
+        self.missing_true += np.asarray(tree.missing_left)[at].astype(int).tolist()
         self.true_id += numbers[left[at]].tolist()
         self.true_leaf += (~inner[left[at]]).astype(int).tolist()
         self.false_id += numbers[right[at]].tolist()
         self.false_leaf += (~inner[right[at]]).astype(int).tolist()
-        self.leaf_value += np.asarray(value, float)[~inner].tolist()
+        self.leaf_value += np.asarray(tree.value, float)[~inner].tolist()
         self.leaf_target += [target] * int((~inner).sum())
 
     def attributes(self, targets: int, share: int, dtype: Any) -> dict[str, Any]:

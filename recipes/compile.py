@@ -17,9 +17,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from mlflow_opt.dropin import SessionOptions
-
 from mlflow_opt import exporting, session
+from mlflow_opt.dropin import SessionOptions
 from mlflow_opt.outcome import Row
 from mlflow_opt.records import Variant, Verdict
 from mlflow_opt.signature import run
@@ -73,6 +72,7 @@ def compile(
     register_as: str = "",
     seed: int = 0,
     threads: int = 1,
+    budget_s: float = 60.0,
     metric: str = "",
     strict: bool = False,
 ) -> Verdict | None:
@@ -92,6 +92,7 @@ def compile(
         register_as: registered model to add the winner to; empty registers nothing.
         seed: every random choice derives from it.
         threads: threads that one prediction may use, for baseline and variants alike.
+        budget_s: seconds that timing for the verdict may take.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
         strict: end with the verdict's exit code (0 pass, 1 fail, 2 inconclusive) instead of 0.
 

@@ -260,6 +260,7 @@ def quantize(
     fallback: bool = True,
     calibration_rows: int = 512,
     threads: int = 1,
+    budget_s: float = 60.0,
     metric: str = "",
     strict: bool = False,
 ) -> Verdict | None:
@@ -282,6 +283,7 @@ def quantize(
         fallback: keep the most sensitive operators in float where every scheme loses too much.
         calibration_rows: most rows used to find the ranges of activations.
         threads: threads that one prediction may use, for baseline and variants alike.
+        budget_s: seconds that timing for the verdict may take.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
         strict: end with the verdict's exit code (0 pass, 1 fail, 2 inconclusive) instead of 0.
 

@@ -49,7 +49,13 @@ def free_port() -> int:
 
 @contextmanager
 def serve(
-    folder: Path, database: str = "", *, policy: str | None = None, args: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    folder: Path,
+    database: str = "",
+    *,
+    policy: str | None = None,
+    args: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    gated: bool = True,
 ) -> Iterator[LiveServer]:
     """Start a gated server; `policy` is the text of its policy file (None: the variable is not set)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +68,7 @@ def serve(
         settings["MLFLOW_OPT_POLICY"] = str(policy_file)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", database, "--registry-store-uri", f"gated+{database}"),
+        *("--backend-store-uri", database, "--registry-store-uri", f"gated+{database}" if gated else database),
         *("--default-artifact-root", str(folder / "artifacts"), *args),
     ]
     server = LiveServer(f"http://127.0.0.1:{port}", database, policy_file, folder / "server.log")

@@ -18,7 +18,7 @@ import pytest
 from mlflow.models import infer_signature
 from mlflow.models.signature import ModelSignature
 from mlflow.pyfunc import scoring_server
-from mlflow.types.schema import Schema, TensorSpec
+from mlflow.types.schema import ColSpec, Schema, TensorSpec
 
 from mlflow_opt import dropin, exporting, models
 from mlflow_opt.records import Task
@@ -79,6 +79,21 @@ def save_pipeline(folder: Path) -> Path:
     text = make_pipeline(SimpleImputer(strategy="constant", fill_value="none"), OneHotEncoder(handle_unknown="ignore"))
     steps = ColumnTransformer([("numbers", SimpleImputer(), MIXED[:3]), ("text", text, MIXED[3:])])
     fitted = make_pipeline(steps, RandomForestClassifier(20, max_depth=5, random_state=0)).fit(rows, labels)
+    # Spelt out, because MLflow warns when it infers a whole-number column.
+    kinds = zip(("double", "double", "long", "string"), MIXED, strict=True)
+    signature = ModelSignature(Schema([ColSpec(kind, name) for kind, name in kinds]), Schema([ColSpec("long")]))
+    mlflow.sklearn.save_model(
+        fitted, str(folder), signature=signature, pip_requirements=["scikit-learn"], serialization_format="cloudpickle"
+    )
+    return folder
+
+
+def save_plain_pipeline(folder: Path) -> Path:
+    """Save a scikit-learn model on the four doubles: one that has no fast path."""
+    from sklearn.linear_model import LinearRegression
+
+    rows = numbers(50)
+    fitted = LinearRegression().fit(rows, rows.a)
     signature = infer_signature(rows, fitted.predict(rows))
     mlflow.sklearn.save_model(
         fitted, str(folder), signature=signature, pip_requirements=["scikit-learn"], serialization_format="cloudpickle"
@@ -120,6 +135,7 @@ def serving_models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Pat
         "booster": booster,
         "classifier": save_classifier(root / "classifier"),
         "pipeline": pipeline,
+        "pipeline_on_numbers": save_plain_pipeline(root / "pipeline_on_numbers"),
         "trees_variant": save_variant(booster, root / "trees_variant", numbers(64), Task("binary", (0, 1))),
         "mixed_variant": save_variant(pipeline, root / "mixed_variant", mixed(64), Task("binary", (0, 1))),
         "network_variant": save_variant(network, root / "network_variant", {"x": _images(8)}, Task("multiclass", (0, 1, 2))),

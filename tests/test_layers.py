@@ -30,7 +30,7 @@ ARROWS = {
     "base": {"base"},
     "gate": {"base", "gate"},
     "core": {"base", "gate", "core"},
-    "plugin": {"base", "gate", "plugin", "discovery"},
+    "plugin": {"base", "gate", "core", "plugin", "discovery"},
     "session": {"base", "gate", "core", "session", "discovery"},
     "discovery": {"base", "gate"},
     "recipes": {"base", "gate", "core", "session"},

@@ -150,10 +150,9 @@ RAW: dict[str, tuple[bytes, str]] = {
     "key_twice": (b'{"instances": 1, "instances": [{"a":1,"b":2,"c":3,"d":4}]}', "application/json"),
     "endless_number": (b'{"dataframe_split": {"columns": ["a","b","c","d"], "data": [[1e999, 1, 1, 2]]}}', "application/json"),
     "many_digits": (
-        b'{"dataframe_split": {"columns": ["a","b","c","d"], "data": [[0.1000000000000000055511151231257827, 123456789012345678901234, 1, 2]]}}',
+        b'{"instances": [{"a": 0.1000000000000000055511151231257827, "b": 123456789012345678901234, "c": 1, "d": 2}]}',
         "application/json",
     ),
-    "deep": (b"[" * 5000 + b"]" * 5000, "application/json"),
 }
 
 
@@ -164,8 +163,6 @@ def test_server_answers_as_mlflow_when_the_body_is_odd(pairs: Mapping[str, Pair]
     async def compare() -> None:
         await pair.application.start()
         for label, (body, content_type) in RAW.items():
-            if label == "deep":
-                continue
             ours, theirs = await pair.both(body, content_type)
             assert ours.status_code == theirs.status_code, (label, ours.text, theirs.text)
             same = _loaded(ours.text) == _loaded(theirs.text) if ours.text[:1] == "{" else ours.text == theirs.text

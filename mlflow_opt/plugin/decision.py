@@ -12,7 +12,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from mlflow_opt.evidence import PREFIX
 from mlflow_opt.gate import undecided, worst
+from mlflow_opt.plugin.files import digest_of
 from mlflow_opt.plugin.history import HELD, PROVEN, Entry, entries
 from mlflow_opt.plugin.registrations import Version, holder, live_versions
 from mlflow_opt.plugin.rules import Judgement, judge_trial
@@ -23,6 +25,7 @@ from mlflow_opt.records import Reason, Verdict
 logger = logging.getLogger(__name__)
 # How many of the newest versions are looked through for one that would pass: a refusal must stay quick.
 _NEAREST = 50
+MODEL_DIGEST = PREFIX + "model_digest"
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,23 @@ def judge_version(session: Session, question: Question, reference: str) -> Judge
         return judge_trial(Trial("", problem=problem), question.cover, reference, _now())
     try:
         trial = read_trials([model_id], session, question.registry_uri)[model_id]
-        return judge_trial(trial, question.cover, reference, _now())
+        return _with_files(judge_trial(trial, question.cover, reference, _now()))
     # Nothing is carried on with: whatever went wrong becomes a refusal, and the log has the traceback.
     except Exception as error:
         logger.exception("The evidence for %s could not be judged.", question.version.identity)
         return _unjudged(model_id, f"the evidence could not be read or judged ({type(error).__name__}: {error})")
+
+
+def _with_files(judgement: Judgement) -> Judgement:
+    """Hold the evidence against the files as they are today, where the policy asks for it and all else passes."""
+    if not judgement.passed or not judgement.policy or not judgement.policy.verify_files:
+        return judgement
+    found, measured = digest_of(judgement.trial.model_id), judgement.trial.tags.get(MODEL_DIGEST, "")
+    if found == measured:
+        return judgement
+    text = f"the model's files must be those that were measured (digest {measured}), they are {found}; measure again."
+    reasons = (*judgement.verdict.reasons, undecided(text))
+    return replace(judgement, verdict=Verdict(worst(reasons), reasons))
 
 
 def nearest_passing(session: Session, question: Question) -> int:

@@ -104,6 +104,10 @@ class Application:
                 # The status and the words of MLflow's scoring server.
                 return refusal(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")
             return refusal(408, "DEADLINE_EXCEEDED", f"a request must arrive within {seconds:g} s; send its body faster.")
+        # A fault of ours or of the model's own code ends this request, with a status that monitoring sees, and no other.
+        except Exception:
+            logger.exception("A request could not be answered.")
+            return refusal(500, "INTERNAL_ERROR", "the server failed to answer; its log says why.")
         finally:
             self._deadlines.leave(task)
 

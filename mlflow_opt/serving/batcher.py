@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
+from mlflow_opt.serving.answers import Answers, divide
 from mlflow_opt.serving.engines import Chunk
 
 logger = logging.getLogger(__name__)
 
-Run = Callable[[Sequence[Chunk]], np.ndarray]
+Run = Callable[[Sequence[Chunk]], Answers]
 _STEPS = 8
 
 
@@ -53,7 +52,7 @@ class Pace:
 @dataclass(slots=True)
 class _Waiting:
     chunk: Chunk
-    answer: asyncio.Future[np.ndarray]
+    answer: asyncio.Future[Answers]
 
 
 class Window:
@@ -104,10 +103,10 @@ class Batcher:
         """Return the wait in use."""
         return self._window.current
 
-    def submit(self, chunk: Chunk) -> asyncio.Future[np.ndarray]:
+    def submit(self, chunk: Chunk) -> asyncio.Future[Answers]:
         """Queue a request; the future gives its rows' answers, or `CallFailed`."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[np.ndarray] = loop.create_future()
+        answer: asyncio.Future[Answers] = loop.create_future()
         self._queue.append(_Waiting(chunk, answer))
         self._rows += chunk.rows
         if self._timer is not None and self._rows >= self._pace.max_batch:
@@ -154,7 +153,7 @@ class Batcher:
         running = asyncio.get_running_loop().run_in_executor(self._pool, self._call, chunks)
         running.add_done_callback(lambda done: self._done(batch, done))
 
-    def _done(self, batch: list[_Waiting], done: asyncio.Future[list[np.ndarray | CallFailed]]) -> None:
+    def _done(self, batch: list[_Waiting], done: asyncio.Future[list[Answers | CallFailed]]) -> None:
         if done.cancelled():
             self._answer(batch, [CallFailed("the server is closing") for _ in batch])
         else:
@@ -183,10 +182,10 @@ class Batcher:
                 rows += one.chunk.rows
         return batch
 
-    def _call(self, chunks: list[Chunk]) -> list[np.ndarray | CallFailed]:
+    def _call(self, chunks: list[Chunk]) -> list[Answers | CallFailed]:
         """Call the model for all, and if that fails for each alone, so that nobody fails for a neighbour's rows."""
         try:
-            return _split(self._run(chunks), chunks)
+            return list(divide(self._run(chunks), [chunk.rows for chunk in chunks]))
         # Whatever the runtime raises belongs to one of the requests; it is answered there by MLflow's own code.
         except Exception as error:  # noqa: BLE001
             if len(chunks) == 1:
@@ -194,7 +193,7 @@ class Batcher:
                 return [CallFailed(str(error))]
             return [answer for chunk in chunks for answer in self._call([chunk])]
 
-    def _answer(self, batch: list[_Waiting], answers: Sequence[np.ndarray | CallFailed]) -> None:
+    def _answer(self, batch: list[_Waiting], answers: Sequence[Answers | CallFailed]) -> None:
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():
                 continue
@@ -202,15 +201,3 @@ class Batcher:
                 one.answer.set_exception(answer)
             else:
                 one.answer.set_result(answer)
-
-
-def _split(answers: np.ndarray, chunks: Sequence[Chunk]) -> list[np.ndarray | CallFailed]:
-    rows = sum(chunk.rows for chunk in chunks)
-    if answers.ndim == 0 or len(answers) != rows:
-        raise ValueError(f"a call must answer as many rows as it is asked, got {answers.shape} for {rows}.")
-    parts: list[np.ndarray | CallFailed] = []
-    start = 0
-    for chunk in chunks:
-        parts.append(answers[start : start + chunk.rows])
-        start += chunk.rows
-    return parts

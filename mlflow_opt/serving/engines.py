@@ -15,6 +15,7 @@ import numpy as np
 
 from mlflow_opt import dropin_code, model_files
 from mlflow_opt.dropin_code import Feed, SessionOptions
+from mlflow_opt.serving.answers import Answers
 from mlflow_opt.serving.feeding import Filler, filler
 from mlflow_opt.serving.tables import Column, TableReader
 from mlflow_opt.serving.tensors import Tensor, TensorReader
@@ -38,7 +39,7 @@ class Engine(Protocol):
     def read(self, payload: Any) -> Chunk | None:
         """Read a request's JSON; None if only MLflow's own code can say what it means."""
 
-    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def run(self, chunks: Sequence[Chunk]) -> Answers:
         """Answer several requests by one call; rows first, in order."""
 
 
@@ -75,7 +76,7 @@ def table_columns(schema: Any) -> list[Column]:
     """Read the columns of a signature.
 
     Raises:
-        Unsuitable: columns without names, optional ones, or types that are no plain JSON value.
+        Unsuitable: columns without names, or types that are no plain JSON value.
 
     """
     if not schema.has_input_names():
@@ -83,8 +84,8 @@ def table_columns(schema: Any) -> list[Column]:
     columns = []
     for spec in schema.inputs:
         kind: Any = getattr(spec.type, "name", str(spec.type))
-        if kind not in _KINDS or not spec.required:
-            raise Unsuitable(f"column {spec.name} is {'' if spec.required else 'optional '}{kind}")
+        if kind not in _KINDS:
+            raise Unsuitable(f"column {spec.name} is of type {kind}")
         columns.append(Column(spec.name, kind))
     return columns
 
@@ -95,8 +96,6 @@ def _open_variant(folder: Path, schema: Any, threads: int) -> Engine:
     except (KeyError, TypeError) as error:
         # The folder carries the code of the version that wrote it; this version's code may know more, or less.
         raise Unsuitable(f"the variant was written by another version of mlflow-opt ({error!r})") from error
-    if said.answer.kind == "outputs":
-        raise Unsuitable("the model answers several outputs")
     options = SessionOptions(threads, said.session.graph_level, said.session.entries)
     session = dropin_code.open_session(folder / "artifacts" / dropin_code.GRAPH_FILE, options)
     if not schema.is_tensor_spec():
@@ -119,7 +118,7 @@ class VariantTableEngine:
             Unsuitable: an input that is not a matrix of plain columns.
 
         """
-        if said.answer.kind == "tensor":
+        if said.answer.kind in ("tensor", "outputs"):
             raise Unsuitable("the model answers tables with tables")
         self._session, self._said, self._reader = session, said, TableReader(columns)
         self._fillers = _fillers(said.binding.inputs, columns)
@@ -129,7 +128,7 @@ class VariantTableEngine:
         rows = self._reader.read(payload)
         return Chunk(len(rows), rows) if rows else None
 
-    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def run(self, chunks: Sequence[Chunk]) -> Answers:
         """Run the graph once."""
         rows = _joined(chunks)
         feeds = {name: fill(rows) for name, fill in self._fillers.items()}
@@ -150,11 +149,12 @@ class VariantTensorEngine:
         arrays = self._reader.read(payload)
         return Chunk(len(next(iter(arrays.values()))), arrays) if arrays else None
 
-    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def run(self, chunks: Sequence[Chunk]) -> Answers:
         """Run the graph once."""
         first: dict[str, np.ndarray] = chunks[0].data
         joined = first if len(chunks) == 1 else {name: np.concatenate([chunk.data[name] for chunk in chunks]) for name in first}
-        return np.asarray(dropin_code.answer(self._session, self._said, joined))
+        made: Answers = dropin_code.answer(self._session, self._said, joined)
+        return made
 
 
 class LightgbmEngine:
@@ -189,7 +189,7 @@ class LightgbmEngine:
         rows = self._reader.read(payload)
         return Chunk(len(rows), rows) if rows else None
 
-    def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def run(self, chunks: Sequence[Chunk]) -> Answers:
         """Ask the trees once."""
         raw = np.asarray(self._booster.predict(self._fill(_joined(chunks)), num_threads=self._threads))
         if self._classes is None:

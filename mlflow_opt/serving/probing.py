@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_opt.serving.answers import divide, same
 from mlflow_opt.serving.engines import Chunk, Engine
 
 logger = logging.getLogger(__name__)
@@ -47,21 +48,16 @@ def alike_in_batches(engine: Engine, chunks: Sequence[Chunk], max_batch: int) ->
     alone = [engine.run([chunk]) for chunk in chunks]
     for size in sorted({2, 3, 5, 8, 17, max_batch}):
         picked = [index % len(chunks) for index in range(size)]
+        sizes = [chunks[index].rows for index in picked]
         try:
             together = engine.run([chunks[index] for index in picked])
         # A graph whose number of rows is fixed refuses; that it does so is the answer.
         except Exception as error:  # noqa: BLE001
             logger.info("The model refuses a batch (%s): each request is answered by itself.", error)
             return False
-        if not _same(np.concatenate([alone[index] for index in picked]), together):
+        if not all(same(alone[index], part) for index, part in zip(picked, divide(together, sizes), strict=True)):
             return False
     return True
-
-
-def _same(first: np.ndarray, second: np.ndarray) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == "f"))
 
 
 def _tables(schema: Any, example: bytes | None) -> list[dict[str, Any]]:

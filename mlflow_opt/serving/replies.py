@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
+
+from mlflow_opt.serving.answers import Answers, finite, plain
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -26,14 +27,14 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def predictions(answers: np.ndarray) -> Reply:
+def predictions(answers: Answers) -> Reply:
     """Write predictions as MLflow does: an object with the key `predictions`.
 
     Numbers are first turned into Python's: a single-precision score is then written with the digits of the double it is,
     as MLflow writes it, and a reader gets the same bits.
     """
-    values = answers.tolist()
-    if answers.dtype.kind == "f" and not np.isfinite(answers).all():
+    values = plain(answers)
+    if not finite(answers):
         # JSON has no NaN; MLflow writes it nevertheless, and its clients read it.
         return Reply(200, json.dumps({"predictions": values}).encode(), "fast")
     return Reply(200, orjson.dumps({"predictions": values}), "fast")

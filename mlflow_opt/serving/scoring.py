@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mlflow_opt.serving.replies import Reply
+from mlflow_opt.serving.replies import Reply, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Scorer:
 
         try:
             made = invocations(body, content_type, self.model, self.schema)
+        except RecursionError:
+            return refusal(400, "BAD_REQUEST", "a request's JSON must not be nested hundreds of levels deep; send a flat table.")
         except MlflowException as error:
             said: Any = error
             return Reply(said.get_http_status_code(), said.serialize_as_json().encode(), "pyfunc")
