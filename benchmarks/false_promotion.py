@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier tries")
     asked = parser.parse_args()
     path = RESULTS / "false_promotion.json"
-    tries = Tries() if asked.fresh or not path.exists() else read(path)
+    tries = Tries() if asked.fresh else resume(path)
     RESULTS.mkdir(exist_ok=True)
     until = time.monotonic() + 60 * asked.minutes
     with neighbour(working=True):
@@ -113,6 +113,14 @@ def report(tries: Tries) -> str:
             "",
         ]
     )
+
+
+def resume(path: Path) -> Tries:
+    """Return earlier tries that may be added to: of this very machine and not yet complete."""
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint(1):
+        return Tries()
+    tries = read(path)
+    return tries if next_case(tries) else Tries()
 
 
 def read(path: Path) -> Tries:

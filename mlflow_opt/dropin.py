@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 # All that a variant needs where it is served; exact, because a variant is measured with these.
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas")
 _FORMAT = 1
+_PROGRESS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _CHECKED_ROWS = 32
 
 
@@ -124,7 +126,7 @@ def _save(folder: Path, files: Mapping[str, Path], baseline: Model, metadata: di
     import mlflow.pyfunc
 
     with _quiet(), warnings.catch_warnings():
-        # MLflow advises an input example, which the baseline's signature makes needless.
+        # MLflow asks for an input example to read a signature from; the baseline's own is given.
         warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
         mlflow.pyfunc.save_model(
             path=str(folder),
@@ -150,17 +152,18 @@ def _forget_places(said: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     # MLflow "downloads" the two local files with a progress bar each, and says that a model without a signature has none.
-    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR as BAR
-
     loud = logging.getLogger("mlflow.pyfunc")
-    level, shown = loud.level, BAR.get_raw()
+    level, shown = loud.level, os.environ.get(_PROGRESS)
     loud.setLevel(logging.ERROR)
-    BAR.set(False)
+    os.environ[_PROGRESS] = "false"
     try:
         yield
     finally:
         loud.setLevel(level)
-        BAR.unset() if shown is None else BAR.set(shown)
+        if shown is None:
+            del os.environ[_PROGRESS]
+        else:
+            os.environ[_PROGRESS] = shown
 
 
 def _metadata(spec: dropin_code.Spec, baseline: Model, params: Mapping[str, Param]) -> dict[str, Any]:

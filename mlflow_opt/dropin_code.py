@@ -3,8 +3,8 @@
 This file is copied into every variant's folder, beside `model.onnx` and `variant.json`, so that the variant serves on a
 machine that has only numpy, pandas, onnxruntime and mlflow. It must therefore never import mlflow_opt.
 
-The same functions run inside mlflow_opt when a variant is measured. MLflow itself is imported only when MLflow loads this
-file as a model: its import costs a second and a half, and a timing session starts many processes.
+The same functions run when mlflow_opt measures a variant. MLflow is imported only when it loads this file as a model: its
+import costs a second and a half, and a timing session starts many processes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ GRAPH_FILE = "model.onnx"
 VARIANT_FILE = "variant.json"
 # ONNX strings have no missing value, so a missing one travels as this character, U+2400 "symbol for null".
 MISSING = "\u2400"
-
-Batch = Any
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Output:
     """Which graph output holds the scores, and what they are.
 
     Args:
-        name: of the output.
+        name: its name.
         kind: `probabilities` (rows, classes); `positive`: probability of the later class, (rows,) or (rows, 1);
             `logits` (rows, classes); `margin`: of the later class, its sign decides; `values` of a regressor.
         label: output with the class labels themselves, `""` where the labels are the largest score.
@@ -63,7 +61,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Binding:
-    """What ties a graph to a model's contract: how a batch becomes its inputs and where its scores come out."""
+    """How a batch becomes a graph's inputs, and where its scores come out."""
 
     inputs: tuple[Feed, ...]
     output: Output
@@ -83,8 +81,8 @@ class Answer:
     """What the replaced model's pyfunc answers.
 
     Args:
-        kind: `labels`; `probabilities` (rows, classes); `positive` (rows,); `values` (rows,) or (rows, targets);
-            `tensor`: the scores output as it is; `outputs`: every output by its name.
+        kind: `labels`; `probabilities` (rows, classes); `positive` (rows,); `values` (rows,) or (rows, targets); `tensor`:
+            the scores output as it is; `outputs`: every output by its name.
         dtype: numpy name of the answer, `""` as the graph gives it.
         classes: labels in score-column order.
         columns: of `values` that are a table, 0 for plain (rows,).
@@ -133,7 +131,7 @@ def open_session(graph: Path | bytes, options: SessionOptions) -> Any:
     return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), made, providers=["CPUExecutionProvider"])
 
 
-def feed(batch: Batch, inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
+def feed(batch: Any, inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
     """Turn a table, a dictionary of arrays or one array into the graph's inputs.
 
     Raises:
@@ -154,9 +152,8 @@ def run(session: Any, names: list[str], feeds: dict[str, np.ndarray]) -> list[An
     if len(next(iter(feeds.values()))):
         return list(session.run(names, feeds))
     kinds = {"tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(string)": object}
-    outputs = {one.name: one for one in session.get_outputs()}
-    sizes = {name: [0, *(size if isinstance(size, int) else 0 for size in outputs[name].shape[1:])] for name in names}
-    return [np.empty(sizes[name], kinds.get(outputs[name].type, np.float32)) for name in names]
+    wanted = [one for name in names for one in session.get_outputs() if one.name == name]
+    return [np.empty([0, *(n if isinstance(n, int) else 0 for n in one.shape[1:])], kinds.get(one.type, np.float32)) for one in wanted]
 
 
 def scores(raw: np.ndarray, output: Output) -> np.ndarray:
@@ -182,7 +179,7 @@ def probabilities(raw: np.ndarray, output: Output) -> np.ndarray:
     return columns
 
 
-def answer(session: Any, spec: Spec, batch: Batch) -> Any:
+def answer(session: Any, spec: Spec, batch: Any) -> Any:
     """Answer a batch as the pyfunc of the replaced model does: container, names, types and shape."""
     feeds = feed(batch, spec.binding.inputs)
     said = spec.answer
@@ -196,11 +193,8 @@ def answer(session: Any, spec: Spec, batch: Batch) -> Any:
         return np.array(said.classes, dtype=said.dtype)[scores(raw, output).argmax(axis=1)]
     if said.kind == "tensor":
         return pd.DataFrame(raw, index=batch.index) if isinstance(batch, pd.DataFrame) else raw
-    if said.kind == "values":
-        chosen = scores(raw, output).reshape(len(raw), said.columns) if said.columns else scores(raw, output)
-    else:
-        chosen = probabilities(raw, output)
-        chosen = chosen[:, 1] if said.kind == "positive" else chosen
+    chosen = scores(raw, output) if said.kind == "values" else probabilities(raw, output)
+    chosen = chosen[:, 1] if said.kind == "positive" else chosen.reshape(-1, said.columns) if said.columns else chosen
     return chosen.astype(said.dtype) if said.dtype else chosen
 
 
@@ -268,7 +262,7 @@ def _dtype(one: Feed) -> Any:
     return object if one.dtype == "str" else np.dtype(one.dtype)
 
 
-def _all_outputs(session: Any, feeds: dict[str, np.ndarray], batch: Batch) -> Any:
+def _all_outputs(session: Any, feeds: dict[str, np.ndarray], batch: Any) -> Any:
     names = [one.name for one in session.get_outputs()]
     values = dict(zip(names, run(session, names, feeds), strict=True))
     if isinstance(batch, pd.DataFrame):
@@ -295,6 +289,9 @@ def _offer() -> None:
             """Answer a batch."""
             del context, params
             return answer(self.session, self.spec, model_input)
+
+        # MLflow would take the hints for the signature.
+        predict.__annotations__.clear()
 
     mlflow.models.set_model(DropIn())
 

@@ -106,5 +106,6 @@ def booster_nodes(learner: dict[str, Any], taken: str, given: str, prefix: str =
         helper.make_node("Add", [summed, constants[0].name], [margin]),
     ]
     if link:
-        made.append(helper.make_node(link, [margin], [given], **({"axis": 1} if link == "Softmax" else {})))
+        axis: dict[str, Any] = {"axis": 1} if link == "Softmax" else {}
+        made.append(helper.make_node(link, [margin], [given], **axis))
     return made, constants

@@ -13,7 +13,7 @@ from typing import Any
 FOLDER = "trainable"
 _WEIGHTS, _SOURCE, _CLASS = "weights.safetensors", "network.py", "network.json"
 # Attributes that say a layer's width, by the parameter and its axis that hold it.
-_WIDTHS = {
+_WIDTHS: dict[str, dict[str, tuple[str, int | None]]] = {
     "Linear": {"out_features": ("weight", 0), "in_features": ("weight", 1)},
     "BatchNorm": {"num_features": ("weight", 0)},
     "LayerNorm": {"normalized_shape": ("weight", None)},

@@ -36,7 +36,7 @@ def cnn(folder: Path, data: Path, *, width: int = 16, epochs: int = 12) -> Path:
         for at in range(0, len(images), 128):
             loss = torch.nn.functional.cross_entropy(module(images[at : at + 128]), labels[at : at + 128])
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
     inputs = Schema([TensorSpec(np.dtype("float32"), (-1, 12, 12))])
     signature = ModelSignature(inputs, Schema([TensorSpec(np.dtype("float32"), (-1, 4))]))

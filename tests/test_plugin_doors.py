@@ -21,9 +21,8 @@ from mlflow_opt.plugin.evaluator import LatencyEvaluator
 from tests.evidence_factory import Evidence, champion, refused, register, write_evidence
 
 # MLflow's evaluate and its import hooks warn of themselves and of scikit-learn.
-THIRD_PARTIES = pytest.mark.filterwarnings(
-    "ignore::ImportWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+_WARNINGS = ("ImportWarning", "FutureWarning", "DeprecationWarning", "PendingDeprecationWarning", "UserWarning")
+THIRD_PARTIES = pytest.mark.filterwarnings(*(f"ignore::{name}" for name in _WARNINGS))
 # MLflow's function has no annotations.
 EVALUATE: Any = mlflow.models.evaluate
 ROWS = pd.DataFrame({"a": np.linspace(0, 1, 60), "b": np.linspace(1, 2, 60)})

@@ -65,6 +65,7 @@ ALLOWED = {
     "cover": "finds the policy, moves nothing",
     "deciding": "opens the transaction",
     "object_to": "refuses",
+    "reading": "opens a session for reading",
     "record": "writes the history",
     "rule": "decides",
     "CREATE_MODEL_VERSION_RETRIES": "a number",

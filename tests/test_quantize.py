@@ -40,7 +40,7 @@ def graph(cnn: tuple[Path, Path]) -> tuple[onnx.ModelProto, list[dict[str, np.nd
     model = models.load(str(cnn[1]))
     proto = prepared(exporting.to_onnx(model, data.take(split.calibration.rows, slice(0, 32)), split.task).proto)
     name = proto.graph.input[0].name
-    rows = next(iter(split.train.rows.values()))
+    rows = np.load(cnn[0])["image"]
     return proto, [{name: rows[:64]}, {name: rows[64:128]}], rows[:128]
 
 
@@ -143,10 +143,11 @@ def test_quantize_logs_baseline_and_variants_alike_when_run(cnn: tuple[Path, Pat
     common = {"accuracy", "latency_p50_ms", "size_mb", "throughput_rows_per_s", "parameters"}
     assert all(common <= set(run.data.metrics) for run in children.values())
     assert children["fp32"].data.metrics["label_flips"] == 0
-    assert all(run.outputs.model_outputs for name, run in children.items()), "every run links its logged model"
+    assert all(run.outputs and run.outputs.model_outputs for name, run in children.items()), "every run links its logged model"
     assert parent.data.metrics["baseline_accuracy"] == children["baseline"].data.metrics["accuracy"]
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"report.html", "pareto.png"}
     assert "| variant" in parent.data.tags["mlflow.note.content"]
+    assert parent.inputs
     assert parent.inputs.dataset_inputs
 
 
@@ -161,7 +162,7 @@ def test_quantize_registers_a_dropin_with_evidence_when_the_policy_passes(
     client = MlflowClient(tracking_uri)
     version = client.get_model_version_by_alias("stripes", "challenger")
     assert int(version.version) == 2, "the unoptimised model is version 1"
-    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    model = client.get_logged_model(str(version.source).removeprefix("models:/"))
     run = client.get_run(model.tags["mlflow_opt.evidence_run"])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["gate_passed"] == 1

@@ -81,8 +81,12 @@ def test_benchmark_keeps_its_tries_when_written_and_read(tmp_path: Path) -> None
     written = (tmp_path / "results.md").read_text()
     assert "| unpaired mean of 20 | 33.3% |" in written
     assert false_promotion.next_case(tries) == "gain_5"
+    assert false_promotion.resume(tmp_path / "results.json") == tries
+    assert false_promotion.resume(tmp_path / "nothing.json") == false_promotion.Tries()
     full = false_promotion.Tries(tuple(trial for case, count in false_promotion.WANTED.items() for trial in _trials(case, count, 0, 0)))
     assert false_promotion.next_case(full) == ""
+    false_promotion.write(tmp_path / "results.json", full)
+    assert false_promotion.resume(tmp_path / "results.json") == false_promotion.Tries()
 
 
 def _experiment() -> str:

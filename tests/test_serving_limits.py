@@ -23,13 +23,13 @@ __all__ = ["serving_models"]
 JSON = {"content-type": "application/json"}
 
 
-class Waiting(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Waiting:
     """A model without a fast path that answers when it is told to."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
 
-    def predict(self, context: Any, model_input: Any) -> Any:
+    def predict(self, model_input: Any, params: Any = None) -> Any:
         self.go.wait(20)
         return [1.0] * len(model_input)
 
@@ -40,10 +40,9 @@ async def _post(application: Application, body: Any, **headers: str) -> httpx.Re
 
 
 def _slow(application: Application) -> Waiting:
-    """Put a model that waits in place of the loaded one's own pyfunc code."""
+    """Make the loaded model wait before it answers."""
     waiting = Waiting()
-    scorer = application.live.served._scorer
-    scorer.model.predict = lambda data, params=None: waiting.predict(None, data)
+    application.live.served._scorer.model.predict = waiting.predict
     return waiting
 
 
@@ -183,11 +182,8 @@ def test_server_uses_no_fast_path_when_its_answers_differ(tmp_path: Path, servin
     folder = tmp_path / "variant"
     shutil.copytree(serving_models["trees_variant"], folder)
     code = folder / "dropin_code.py"
-    code.write_text(
-        code.read_text().replace(
-            "return answer(self.session, self.spec, model_input)", "return answer(self.session, self.spec, model_input) * 2"
-        )
-    )
+    answered = "answer(self.session, self.spec, model_input)"
+    code.write_text(code.read_text().replace(f"return {answered}", f"return {answered} * 2"))
 
     async def check(application: Application) -> None:
         assert "differ" in application.live.served.facts.engine

@@ -36,6 +36,43 @@ _WORDS = {
 }
 
 
+def run_trials(gates: int, gate_s: float, time_budget_s: float, seed: int) -> list[Trial]:
+    """Try every case in turns until each had its tries or the time is up."""
+    began, trials = time.monotonic(), list[Trial]()
+    for turn in range(gates):
+        for number, case in enumerate(CASES):
+            trials.append(try_gate(case, gate_s, seed + turn * len(CASES) + number))
+        elapsed = time.monotonic() - began
+        _logger.info("%d of %d rounds, %.0f s: %s", turn + 1, gates, elapsed, _short(trials))
+        if time_budget_s and elapsed * (turn + 2) / (turn + 1) > time_budget_s:
+            break
+    return trials
+
+
+def rates(trials: Sequence[Trial]) -> dict[str, Quantity]:
+    """Give the share of gates that let each case through."""
+    return {f"passed_{case}": pass_rate(trials, case) for case in CASES}
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """Write the rates as a Markdown table."""
+    lines = [
+        f"| true speed-up (bound {BOUND:g}) | let through | 95% limits | refused | undecided | gates | seconds a gate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, units in CASES.items():
+        mine = [trial for trial in trials if trial.case == case]
+        rate = pass_rate(trials, case)
+        refused = sum(trial.outcome is Outcome.FAIL for trial in mine)
+        undecided = sum(trial.outcome is Outcome.INCONCLUSIVE for trial in mine)
+        seconds = sum(trial.seconds for trial in mine) / max(len(mine), 1)
+        lines.append(
+            f"| {units / BASE_UNITS:.4g} ({_WORDS[case]}) | {rate.value:.1%} | {rate.lo:.1%} to {rate.hi:.1%} "
+            f"| {refused} | {undecided} | {rate.n} | {seconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def selftest(
     *, gates: int = 20, gate_s: float = 4.0, time_budget_s: float = 280.0, busy: bool = False, seed: int = 0, strict: bool = False
 ) -> Verdict | None:
@@ -77,43 +114,6 @@ def selftest(
     if not parent.joined:
         tracking.close(parent.run_id, "FINISHED")
     return verdict if strict else None
-
-
-def run_trials(gates: int, gate_s: float, time_budget_s: float, seed: int) -> list[Trial]:
-    """Try every case in turns until each had its tries or the time is up."""
-    began, trials = time.monotonic(), list[Trial]()
-    for turn in range(gates):
-        for number, case in enumerate(CASES):
-            trials.append(try_gate(case, gate_s, seed + turn * len(CASES) + number))
-        elapsed = time.monotonic() - began
-        _logger.info("%d of %d rounds, %.0f s: %s", turn + 1, gates, elapsed, _short(trials))
-        if time_budget_s and elapsed * (turn + 2) / (turn + 1) > time_budget_s:
-            break
-    return trials
-
-
-def rates(trials: Sequence[Trial]) -> dict[str, Quantity]:
-    """Give the share of gates that let each case through."""
-    return {f"passed_{case}": pass_rate(trials, case) for case in CASES}
-
-
-def table(trials: Sequence[Trial]) -> str:
-    """Write the rates as a Markdown table."""
-    lines = [
-        f"| true speed-up (bound {BOUND:g}) | let through | 95% limits | refused | undecided | gates | seconds a gate |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case, units in CASES.items():
-        mine = [trial for trial in trials if trial.case == case]
-        rate = pass_rate(trials, case)
-        refused = sum(trial.outcome is Outcome.FAIL for trial in mine)
-        undecided = sum(trial.outcome is Outcome.INCONCLUSIVE for trial in mine)
-        seconds = sum(trial.seconds for trial in mine) / max(len(mine), 1)
-        lines.append(
-            f"| {units / BASE_UNITS:.4g} ({_WORDS[case]}) | {rate.value:.1%} | {rate.lo:.1%} to {rate.hi:.1%} "
-            f"| {refused} | {undecided} | {rate.n} | {seconds:.1f} |"
-        )
-    return "\n".join(lines)
 
 
 def _write(run_id: str, trials: Sequence[Trial], verdict: Verdict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 
@@ -9,11 +10,12 @@ from mlflow_opt.plugin.discovery import EFFECTIVE_POLICY, GATE, HISTORY
 from mlflow_opt.plugin.history import Entry
 from mlflow_opt.plugin.server_policy import TASKS, Cover
 from mlflow_opt.policy import policy_text
+from mlflow_opt.records import Policy
 
 
 def gate_tags(cover: Cover, references: Mapping[str, str]) -> dict[str, str]:
     """Say what guards a model, by which policy, and what its guarded aliases are compared with."""
-    texts = {task: policy_text(cover.policy(task)) for task in TASKS}
+    texts = {task: _text(cover.policy(task)) for task in TASKS}
     told = {
         "active": True,
         "mode": cover.mode,
@@ -27,6 +29,12 @@ def gate_tags(cover: Cover, references: Mapping[str, str]) -> dict[str, str]:
     }
     tags = {GATE: json.dumps(told)}
     return tags if cover.default else tags | {EFFECTIVE_POLICY: texts[TASKS[0]]}
+
+
+@functools.lru_cache(maxsize=64)
+def _text(policy: Policy) -> str:
+    # Clients read models often, and policies hardly ever change.
+    return policy_text(policy)
 
 
 def denied_tags(problem: str) -> dict[str, str]:

@@ -67,6 +67,16 @@ class LedgerStore(SqlAlchemyStore):  # type: ignore[misc]
         for entry in session.info.get(_WRITTEN, ()):
             self._mirror.put(entry)
 
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open the one session in which a model is read and what guards it is looked up."""
+        with self._sessions() as session:
+            token = self._open.set(session)
+            try:
+                yield session
+            finally:
+                self._open.reset(token)
+
     def cover(self, session: Session, name: str, called: str = "") -> Cover:
         """Find what guards a model, with the policy it keeps itself; `called` asks as if it had that name.
 

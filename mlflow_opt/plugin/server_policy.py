@@ -89,15 +89,21 @@ def cover_of(name: str, own: str = "") -> Cover:
     cover = _in_file(_read(path), name) if path else default_cover()
     if not own:
         return cover
-    extra = parse_policy(own, f"policy kept with model '{name}'")
+    extra = _own(own, name)
     return Cover(
         {task: tighten(policy, extra) for task, policy in cover.by_task.items()}, cover.default, f"{cover.origin}, and the model's own"
     )
 
 
+@functools.lru_cache(maxsize=1)
 def default_cover() -> Cover:
     """Return what guards every model where the server names no file, and every model that its file does not match."""
     return Cover({task: default_policy(task) for task in TASKS}, default=True, origin="the built-in default")
+
+
+@functools.lru_cache(maxsize=64)
+def _own(text: str, name: str) -> Policy:
+    return parse_policy(text, f"policy kept with model '{name}'")
 
 
 def describe_server() -> str:

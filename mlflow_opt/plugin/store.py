@@ -165,10 +165,10 @@ class GatedStore(LedgerStore):
 
     def get_registered_model(self, name: str) -> RegisteredModel:
         """Read a model, with virtual tags that tell clients what guards it and what was decided about it."""
-        model: RegisteredModel = super().get_registered_model(name)
-        if has_prompt_tag(model._tags):
-            return model
-        with self.ManagedSessionMaker() as session:
+        with self.reading() as session:
+            model: RegisteredModel = super().get_registered_model(name)
+            if has_prompt_tag(model._tags):
+                return model
             told = announcement.history_tag(history.entries(session.connection(), name, limit=_LISTED))
             try:
                 cover = cover_of(name, registrations.own_policy(session, name))
@@ -181,8 +181,8 @@ class GatedStore(LedgerStore):
 
     def get_model_version(self, name: str, version: str) -> ModelVersion:
         """Read a version, with a virtual tag that says what was last decided about it."""
-        found: ModelVersion = super().get_model_version(name, version)
-        with self.ManagedSessionMaker() as session:
+        with self.reading() as session:
+            found: ModelVersion = super().get_model_version(name, version)
             past = history.entries(session.connection(), name, version=int(version), limit=1)
         for key, value in announcement.version_tags(past).items():
             found._tags[key] = value

@@ -38,6 +38,7 @@ class Pace:
         window_s: longest wait for more rows.
         call_s: of a call without rows.
         row_s: more for each row.
+        joins: whether several requests make one call; else they are called one by one.
         inline_s: longer calls leave the event loop for a thread; handing over costs about 0.1 ms, a blocked loop more.
 
     """
@@ -46,6 +47,7 @@ class Pace:
     window_s: float = 0.0
     call_s: float = 0.0
     row_s: float = 0.0
+    joins: bool = True
     inline_s: float = 1e-3
 
 
@@ -184,6 +186,8 @@ class Batcher:
 
     def _call(self, chunks: list[Chunk]) -> list[Answers | CallFailed]:
         """Call the model for all, and if that fails for each alone, so that nobody fails for a neighbour's rows."""
+        if not self._pace.joins and len(chunks) > 1:
+            return [answer for chunk in chunks for answer in self._call([chunk])]
         try:
             return list(divide(self._run(chunks), [chunk.rows for chunk in chunks]))
         # Whatever the runtime raises belongs to one of the requests; it is answered there by MLflow's own code.

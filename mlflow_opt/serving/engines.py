@@ -17,6 +17,7 @@ from mlflow_opt import dropin_code, model_files
 from mlflow_opt.dropin_code import Feed, SessionOptions
 from mlflow_opt.serving.answers import Answers
 from mlflow_opt.serving.feeding import Filler, filler
+from mlflow_opt.serving.operators import uncertain_operators
 from mlflow_opt.serving.tables import Column, TableReader
 from mlflow_opt.serving.tensors import Tensor, TensorReader
 
@@ -32,9 +33,10 @@ class Chunk:
 
 
 class Engine(Protocol):
-    """A model that answers without pandas."""
+    """A model that answers without pandas; `uncertain` names what may give a row other last bits beside other rows."""
 
     name: str
+    uncertain: str
 
     def read(self, payload: Any) -> Chunk | None:
         """Read a request's JSON; None if only MLflow's own code can say what it means."""
@@ -97,13 +99,14 @@ def _open_variant(folder: Path, schema: Any, threads: int) -> Engine:
         # The folder carries the code of the version that wrote it; this version's code may know more, or less.
         raise Unsuitable(f"the variant was written by another version of mlflow-opt ({error!r})") from error
     options = SessionOptions(threads, said.session.graph_level, said.session.entries)
-    session = dropin_code.open_session(folder / "artifacts" / dropin_code.GRAPH_FILE, options)
+    graph = folder / "artifacts" / dropin_code.GRAPH_FILE
+    session, uncertain = dropin_code.open_session(graph, options), ", ".join(uncertain_operators(graph))
     if not schema.is_tensor_spec():
-        return VariantTableEngine(session, said, table_columns(schema))
+        return VariantTableEngine(session, said, table_columns(schema), uncertain)
     tensors = [Tensor(spec.name or "", np.dtype(spec.type), tuple(spec.shape)) for spec in schema.inputs]
     if any(tensor.dtype.kind not in "fiub" or tensor.shape[:1] != (-1,) for tensor in tensors):
         raise Unsuitable("an input is not numeric or has a fixed number of rows")
-    return VariantTensorEngine(session, said, tensors)
+    return VariantTensorEngine(session, said, tensors, uncertain)
 
 
 class VariantTableEngine:
@@ -111,7 +114,7 @@ class VariantTableEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, session: Any, said: dropin_code.Spec, columns: list[Column]) -> None:
+    def __init__(self, session: Any, said: dropin_code.Spec, columns: list[Column], uncertain: str) -> None:
         """Prepare how the graph's inputs are filled.
 
         Raises:
@@ -121,6 +124,7 @@ class VariantTableEngine:
         if said.answer.kind in ("tensor", "outputs"):
             raise Unsuitable("the model answers tables with tables")
         self._session, self._said, self._reader = session, said, TableReader(columns)
+        self.uncertain = uncertain
         self._fillers = _fillers(said.binding.inputs, columns)
 
     def read(self, payload: Any) -> Chunk | None:
@@ -140,9 +144,10 @@ class VariantTensorEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, session: Any, said: dropin_code.Spec, tensors: list[Tensor]) -> None:
+    def __init__(self, session: Any, said: dropin_code.Spec, tensors: list[Tensor], uncertain: str) -> None:
         """Prepare for a signature."""
         self._session, self._said, self._reader = session, said, TensorReader(tensors)
+        self.uncertain = uncertain
 
     def read(self, payload: Any) -> Chunk | None:
         """Read arrays."""
@@ -161,6 +166,8 @@ class LightgbmEngine:
     """A LightGBM booster, bare or under the scikit-learn API, on a table of numbers."""
 
     name = "lightgbm"
+    # Each row's leaves are added up in the order of the trees, whatever the batch.
+    uncertain = ""
 
     def __init__(self, folder: Path, columns: list[Column], threads: int) -> None:
         """Load the booster.

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mlflow_opt.serving.answers import divide, same
+from mlflow_opt.serving.answers import Answers, divide, same
 from mlflow_opt.serving.engines import Chunk, Engine
 
 logger = logging.getLogger(__name__)
 
 _ROWS = (1, 3, 16)
+_SINGLE_ROWS = 96
+_SCALES = (1.0, 0.1, 10.0, 100.0, 1.0, 1000.0, 30.0, 1e5)
+_SIZES = (2, 3, 5, 8, 17, 33)
+_SECONDS = 2.0
 
 
 def requests_like(example: bytes | None, schema: Any) -> list[bytes]:
@@ -45,10 +50,16 @@ def alike_in_batches(engine: Engine, chunks: Sequence[Chunk], max_batch: int) ->
 
     Trees add up in the same order for every row. A matrix product does not: its kernels differ by the number of rows.
     """
-    alone = [engine.run([chunk]) for chunk in chunks]
-    for size in sorted({2, 3, 5, 8, 17, max_batch}):
-        picked = [index % len(chunks) for index in range(size)]
+    until = time.monotonic() + _SECONDS
+    alone: list[Answers] = []
+    while len(alone) < len(chunks) and time.monotonic() < until:
+        alone.append(engine.run([chunks[len(alone)]]))
+    start = 0
+    for size in (*_SIZES, max_batch, max_batch):
+        # Each size gets other requests than the one before.
+        picked = [index % len(alone) for index in range(start, start + size)]
         sizes = [chunks[index].rows for index in picked]
+        start += size
         try:
             together = engine.run([chunks[index] for index in picked])
         # A graph whose number of rows is fixed refuses; that it does so is the answer.
@@ -73,7 +84,10 @@ def _tables(schema: Any, example: bytes | None) -> list[dict[str, Any]]:
         made.append({"inputs": {name: [row[place] for row in rows] for place, name in enumerate(names)}})
     gaps = [None if getattr(spec.type, "name", "") in ("double", "float", "string") else _value(spec, rng) for spec in schema.inputs]
     made.append({"dataframe_split": {"columns": names, "data": [gaps, *(known[:1] or [])]}})
-    made += [{"dataframe_split": {"columns": names, "data": [[_value(spec, rng) for spec in schema.inputs]]}} for _ in range(8)]
+    # Rows of many scales: a tree that splits incomes tells no two rows apart whose values are all near 1.
+    for index in range(_SINGLE_ROWS):
+        scale = _SCALES[index % len(_SCALES)]
+        made.append({"dataframe_split": {"columns": names, "data": [[_value(spec, rng, scale) for spec in schema.inputs]]}})
     return made
 
 
@@ -85,12 +99,12 @@ def _example_rows(example: bytes | None, names: list[str]) -> list[list[Any]]:
     return list(table["data"])
 
 
-def _value(spec: Any, rng: random.Random) -> Any:
+def _value(spec: Any, rng: random.Random, scale: float = 1.0) -> Any:
     kind = getattr(spec.type, "name", str(spec.type))
     if kind in ("double", "float"):
-        return rng.choice((rng.gauss(0, 1), rng.gauss(0, 100), rng.randrange(100)))
+        return rng.choice((rng.gauss(0, scale), abs(rng.gauss(0, scale)), rng.randrange(1 + int(scale))))
     if kind in ("long", "integer"):
-        return rng.randrange(10)
+        return rng.randrange(2 + int(scale))
     if kind == "boolean":
         return rng.random() < 0.5
     if kind == "string":
@@ -101,10 +115,10 @@ def _value(spec: Any, rng: random.Random) -> Any:
 def _tensors(schema: Any) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     made: list[dict[str, Any]] = []
-    for count in _ROWS:
+    for count in (*_ROWS, *([1] * _SINGLE_ROWS)):
         arrays = {spec.name or "": _array(spec, count, rng).tolist() for spec in schema.inputs}
         made.append({"inputs": arrays if schema.has_input_names() else arrays[""]})
-        if not schema.has_input_names():
+        if not schema.has_input_names() and count > 1:
             made.append({"instances": arrays[""]})
     return made
 

@@ -29,6 +29,8 @@ from mlflow_opt.serving.versions import Standing, Version
 logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
+# Each comparison costs a call of pyfunc, some milliseconds.
+_COMPARED = 40
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _engine(folder: Path, scorer: Scorer, chosen: Settings, samples: list[bytes]
     except Unsuitable as error:
         return None, str(error)
     compared = 0
-    for body in samples:
+    for body in samples[:_COMPARED]:
         chunk = engine.read(orjson.loads(body))
         wanted = scorer.answer(body, _JSON)
         if chunk is None or wanted.status != 200:
@@ -180,14 +182,19 @@ def _pace(engine: Engine | None, chosen: Settings, samples: list[bytes]) -> tupl
     one = next((chunk for chunk in found if chunk.rows == 1), found[0])
     short = _seconds(engine, [one])
     several = [one] * max(1, chosen.max_batch // one.rows)
-    same = alike_in_batches(engine, found, chosen.max_batch) if chosen.batching != "off" else False
-    joined = chosen.batching == "always" or same
-    if chosen.batching == "off" or not joined:
-        why = "no: batching is off" if chosen.batching == "off" else "no: in a batch the last bits of the answers differ"
-        return Pace(1, 0.0, short, 0.0), why
+    same = not engine.uncertain and chosen.batching != "off" and alike_in_batches(engine, found, chosen.max_batch)
+    if chosen.batching == "off":
+        return Pace(1, 0.0, short, 0.0), "no: batching is off"
+    if not same and chosen.batching == "exact":
+        # Still taken together, so that they share a turn of the event loop or of the thread, and called one by one.
+        return Pace(
+            chosen.max_batch, 0.0, 0.0, short / one.rows, joins=False
+        ), f"no: beside other rows the last bits may differ ({engine.uncertain or 'seen'})"
     long = _seconds(engine, several)
     per_row = max(0.0, (long - short) / max(1, (len(several) - 1) * one.rows))
-    return Pace(chosen.max_batch, chosen.window_ms / 1000, short, per_row), "yes" if same else "yes, with other last bits"
+    return Pace(
+        chosen.max_batch, chosen.window_ms / 1000, short, per_row
+    ), "yes" if same else f"yes, perhaps with other last bits ({engine.uncertain or 'seen'})"
 
 
 def _seconds(engine: Engine, chunks: list[Chunk]) -> float:
