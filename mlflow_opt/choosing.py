@@ -50,6 +50,13 @@ def nearest(measured: Mapping[str, Measurement], policy: Policy) -> str:
     return min(timed, key=lambda name: (len(misses(measured[name], policy)), measured[name].quantities[COST].value), default="")
 
 
+def nothing_chosen(measured: Mapping[str, Measurement], policy: Policy) -> str:
+    """Say that nothing was chosen, and which variant came nearest."""
+    near = nearest(measured, policy)
+    why = "; ".join(misses(measured[near], policy)) if near else "nothing could be timed"
+    return f"No variant meets the policy on the selection rows, so nothing was registered. Nearest: {near or 'none'} ({why})."
+
+
 def standing(name: str, chosen: str, measured: Measurement, policy: Policy) -> str:
     """Say in a few words where a variant stands."""
     if name == chosen:

@@ -96,7 +96,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything `variant.json` says."""
+    """What `variant.json` says."""
 
     binding: Binding
     answer: Answer
@@ -124,8 +124,8 @@ def open_session(graph: Path | bytes, options: SessionOptions) -> Any:
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     made.graph_optimization_level = level.get(options.graph_level, levels.ORT_DISABLE_ALL)
-    # Errors only: converters guess output shapes, and every batch would be commented on.
-    made.log_severity_level = 3
+    # Fatal errors only: converters guess output shapes, which it would comment on at every batch; other errors are raised.
+    made.log_severity_level = 4
     for key, value in options.entries.items():
         made.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), made, providers=["CPUExecutionProvider"])
@@ -143,8 +143,7 @@ def feed(batch: Any, inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
         return _from_arrays(batch, inputs)
     if len(inputs) == 1:
         return {inputs[0].name: _array(batch, inputs[0])}
-    wanted = ", ".join(one.name for one in inputs)
-    raise ValueError(f"this model has the inputs {wanted}, got one {type(batch).__name__}; give a table or a dictionary of arrays.")
+    raise ValueError(f"a model with {len(inputs)} inputs takes a table or a dictionary of arrays, got one {type(batch).__name__}.")
 
 
 def run(session: Any, names: list[str], feeds: dict[str, np.ndarray]) -> list[Any]:

@@ -92,9 +92,9 @@ def compare(graph: OnnxGraph, rows: Any, wanted: np.ndarray) -> str:
         session = dropin_code.open_session(graph.proto.SerializeToString(), dropin_code.SessionOptions())
         feeds = dropin_code.feed(rows, graph.binding.inputs)
         raw = session.run([graph.binding.output.name], feeds)[0]
+        got = dropin_code.scores(np.asarray(raw), graph.binding.output)
     except runtime_errors() as error:
-        return f"ONNX Runtime refuses it ({_first_line(error)})"
-    got = dropin_code.scores(np.asarray(raw), graph.binding.output)
+        return f"ONNX Runtime or the form of its answer refuses it ({_first_line(error)})"
     if got.shape != wanted.shape:
         return f"its scores have the shape {got.shape}, the model's {wanted.shape}"
     if not np.array_equal(np.isnan(got), np.isnan(wanted)):
@@ -105,11 +105,11 @@ def compare(graph: OnnxGraph, rows: Any, wanted: np.ndarray) -> str:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """List what ONNX Runtime raises: classes of its own that share no base but Exception."""
+    """List what a graph's call may raise: ONNX Runtime has classes of its own that share no base but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = [one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception)]
-    return (*kinds, RuntimeError)
+    return (*kinds, RuntimeError, ValueError)
 
 
 def head(batch: Any, rows: int) -> Any:

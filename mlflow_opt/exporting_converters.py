@@ -14,65 +14,9 @@ from typing import Any
 import numpy as np
 
 from mlflow_opt.dropin_code import MISSING
+from mlflow_opt.exporting_writer import Converters, Writer, is_text
 
 _NO_CATEGORY = -1
-
-
-class Writer:
-    """Adds nodes to the graph that skl2onnx is building, under names of its own."""
-
-    def __init__(self, scope: Any, container: Any, dtype: Any) -> None:
-        self.scope = scope
-        self.container = container
-        self.dtype = np.dtype(dtype)
-
-    def then(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output and name that."""
-        given = self.scope.get_unique_variable_name(operator.lower())
-        self.container.add_node(
-            operator, list(inputs), [given], op_domain=domain, name=self.scope.get_unique_operator_name(operator), **attributes
-        )
-        return str(given)
-
-    def constant(self, values: Any) -> str:
-        """Add a constant and name it."""
-        from onnx import helper
-
-        array = np.asarray(values)
-        name = self.scope.get_unique_variable_name("constant")
-        element = helper.np_dtype_to_tensor_dtype(np.dtype(object) if array.dtype.kind in "UO" else array.dtype)
-        content = [str(one).encode() for one in array.ravel()] if array.dtype.kind in "UO" else array.ravel().tolist()
-        self.container.add_initializer(name, element, list(array.shape), content)
-        return str(name)
-
-    def number(self, name: str) -> str:
-        """Cast to the number type of this export."""
-        from onnx import helper
-
-        return self.then("Cast", name, to=helper.np_dtype_to_tensor_dtype(self.dtype))
-
-    def give(self, name: str, output: Any) -> None:
-        """Let a value be what the operator answers."""
-        self.container.add_node("Identity", [name], [output.full_name], name=self.scope.get_unique_operator_name("Identity"))
-
-    def columns(self, inputs: Sequence[Any]) -> list[tuple[str, bool]]:
-        """Split the operator's inputs into single columns (rows, 1) and tell of each whether it holds text."""
-        from skl2onnx.common.data_types import StringTensorType
-
-        found = []
-        for one in inputs:
-            text, width = isinstance(one.type, StringTensorType), one.type.shape[1]
-            name = one.full_name if text else self.number(one.full_name)
-            if width == 1:
-                found.append((name, text))
-            else:
-                found += [(self.then("Gather", name, self.constant(np.array([at])), axis=1), text) for at in range(width)]
-        return found
-
-    def joined(self, inputs: Sequence[Any]) -> str:
-        """Join the operator's numeric inputs into one matrix."""
-        names = [self.number(one.full_name) for one in inputs]
-        return names[0] if len(names) == 1 else self.then("Concat", *names, axis=1)
 
 
 def is_missing(value: Any) -> bool:
@@ -111,7 +55,7 @@ def convert_ordinal(writer: Writer, operator: Any) -> None:
 def convert_imputer(writer: Writer, operator: Any) -> None:
     """Fill missing values, of text too, and add the indicator columns if they are asked for."""
     imputer = operator.raw_operator
-    if _is_text(operator.inputs[0]):
+    if is_text(operator.inputs[0]):
         names = [one.full_name for one in operator.inputs]
         whole = names[0] if len(names) == 1 else writer.then("Concat", *names, axis=1)
         token = MISSING if is_missing(imputer.missing_values) else str(imputer.missing_values)
@@ -128,7 +72,7 @@ def convert_imputer(writer: Writer, operator: Any) -> None:
     if len(kept) < len(imputer.statistics_):
         filled = writer.then("Gather", filled, writer.constant(np.array(kept)), axis=1)
     if imputer.add_indicator:
-        if _is_text(operator.inputs[0]):
+        if is_text(operator.inputs[0]):
             raise NotImplementedError("SimpleImputer(add_indicator=True) on text columns has no export; use MissingIndicator on numbers")
         shown = writer.then("Gather", gone, writer.constant(np.asarray(imputer.indicator_.features_)), axis=1)
         filled = writer.then("Concat", filled, writer.number(shown), axis=1)
@@ -136,7 +80,7 @@ def convert_imputer(writer: Writer, operator: Any) -> None:
 
 
 @contextmanager
-def converters(dtype: Any, more: dict[type, tuple[Callable[..., None], Callable[..., int], bool]]) -> Iterator[None]:
+def converters(dtype: Any, more: Converters) -> Iterator[None]:
     """Register our converters with skl2onnx for one conversion.
 
     Args:
@@ -189,7 +133,7 @@ def _parser(alias: str, dtype: Any) -> Callable[..., Any]:
         del custom_parsers
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
-        kept_text = _is_text(inputs[0]) and type(model).__name__ == "SimpleImputer"
+        kept_text = is_text(inputs[0]) and type(model).__name__ == "SimpleImputer"
         operator.outputs.append(
             scope.declare_local_variable("encoded", _number_type(dtype)() if not kept_text else inputs[0].type.__class__())
         )
@@ -213,7 +157,7 @@ def _shapes(width: Callable[..., int], dtype: Any, *, classifies: bool) -> Calla
         if classifies:
             text = np.asarray(estimator.classes_).dtype.kind in "UOT"
             operator.outputs[0].type = (StringTensorType if text else Int64TensorType)([rows])
-        elif _is_text(operator.inputs[0]) and type(estimator).__name__ == "SimpleImputer":
+        elif is_text(operator.inputs[0]) and type(estimator).__name__ == "SimpleImputer":
             number = StringTensorType
         operator.outputs[-1].type = number([rows, width(estimator)])
 
@@ -223,12 +167,6 @@ def _shapes(width: Callable[..., int], dtype: Any, *, classifies: bool) -> Calla
 def _imputed_columns(imputer: Any) -> int:
     kept = sum(1 for one in imputer.statistics_ if not is_missing(one) or imputer.keep_empty_features)
     return kept + (len(imputer.indicator_.features_) if imputer.add_indicator else 0)
-
-
-def _is_text(one: Any) -> bool:
-    from skl2onnx.common.data_types import StringTensorType
-
-    return isinstance(one.type, StringTensorType)
 
 
 def _equals_text(writer: Writer, name: str, token: str) -> str:

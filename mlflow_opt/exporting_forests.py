@@ -8,19 +8,16 @@ where the library does so, and the mean is taken after the sum.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mlflow_opt.exporting_converters import Writer
 from mlflow_opt.exporting_trees import booster_nodes
+from mlflow_opt.exporting_writer import Converters, Writer, both_classes, give_classes
 from mlflow_opt.tree_columns import NodeArrays, TreeColumns
 
 # skl2onnx writes graphs of ai.onnx.ml 3 and refuses newer nodes; `settle_opsets` raises the version of the finished graph.
 _PLACEHOLDER = 3
-
-Converters = dict[type, tuple[Callable[..., None], Callable[..., int], bool]]
 
 
 def tree_converters() -> Converters:
@@ -53,7 +50,7 @@ def convert_forest(writer: Writer, operator: Any) -> None:
     if not classifies:
         writer.give(mean, operator.outputs[0])
         return
-    _give_classes(writer, operator, _both(writer, mean) if first else mean)
+    give_classes(writer, operator, both_classes(writer, mean) if first else mean)
 
 
 def convert_boosting(writer: Writer, operator: Any) -> None:
@@ -76,7 +73,9 @@ def convert_boosting(writer: Writer, operator: Any) -> None:
     doubled = model.loss == "exponential"
     if doubled:
         raw = writer.then("Mul", raw, writer.constant(np.array(2, writer.dtype)))
-    _give_classes(writer, operator, _both(writer, writer.then("Sigmoid", raw)) if columns == 1 else writer.then("Softmax", raw, axis=1))
+    give_classes(
+        writer, operator, both_classes(writer, writer.then("Sigmoid", raw)) if columns == 1 else writer.then("Softmax", raw, axis=1)
+    )
 
 
 def convert_histogram_boosting(writer: Writer, operator: Any) -> None:
@@ -109,7 +108,7 @@ def convert_histogram_boosting(writer: Writer, operator: Any) -> None:
     if not hasattr(model, "classes_"):
         writer.give(answer, operator.outputs[0])
         return
-    _give_classes(writer, operator, _both(writer, answer) if start.shape[1] == 1 else answer)
+    give_classes(writer, operator, both_classes(writer, answer) if start.shape[1] == 1 else answer)
 
 
 def convert_lightgbm(writer: Writer, operator: Any) -> None:
@@ -150,7 +149,7 @@ def _give_boosted(writer: Writer, operator: Any, given: str, *, columns: int) ->
     if not hasattr(operator.raw_operator, "classes_"):
         writer.give(given, operator.outputs[0])
         return
-    _give_classes(writer, operator, _both(writer, given) if columns == 1 else given)
+    give_classes(writer, operator, both_classes(writer, given) if columns == 1 else given)
 
 
 def _boosting_converters() -> Converters:
@@ -216,17 +215,3 @@ def _thresholds(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     # x <= t for every single x means the same with t rounded down to single precision.
     near = values.astype(np.float32)
     return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
-
-
-def _both(writer: Writer, later: str) -> str:
-    """Make two columns from the later class's probability."""
-    return writer.then("Concat", writer.then("Sub", writer.constant(np.array(1, writer.dtype)), later), later, axis=1)
-
-
-def _give_classes(writer: Writer, operator: Any, probabilities: str) -> None:
-    """Give probabilities and, as skl2onnx expects of a classifier, the label of the largest; the first of equal ones."""
-    classes = np.asarray(operator.raw_operator.classes_)
-    best = writer.then("ArgMax", probabilities, axis=1, keepdims=0)
-    labels = writer.constant(classes if classes.dtype.kind in "UOT" else classes.astype(np.int64))
-    writer.give(writer.then("Gather", labels, best, axis=0), operator.outputs[0])
-    writer.give(probabilities, operator.outputs[1])

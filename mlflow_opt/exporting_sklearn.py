@@ -21,6 +21,7 @@ from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.exporting_columns import entrance
 from mlflow_opt.exporting_converters import converters
 from mlflow_opt.exporting_forests import tree_converters
+from mlflow_opt.exporting_linear import linear_converters
 from mlflow_opt.flavours import SklearnRuntime
 from mlflow_opt.graph_edits import append_one_hot, infer_output_types, keep_outputs, settle_opsets
 from mlflow_opt.models import Model
@@ -28,9 +29,9 @@ from mlflow_opt.models import Model
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
 # What skl2onnx must be told so that it gives plain tensors; which of these a classifier knows differs from class to class.
 _OPTIONS: dict[str, tuple[dict[str, bool], ...]] = {
-    "predict_proba": ({"zipmap": False}, {}),
-    "decision_function": ({"zipmap": False, "raw_scores": True}, {"raw_scores": True}, {"zipmap": False}, {}),
-    "labels": ({"zipmap": False}, {}),
+    "predict_proba": ({"zipmap": False},),
+    "decision_function": ({"zipmap": False, "raw_scores": True}, {"zipmap": False}),
+    "labels": ({"zipmap": False},),
     "values": ({},),
 }
 
@@ -66,7 +67,7 @@ def _export(runtime: SklearnRuntime, estimator: Any, feeds: Sequence[Feed], opti
 
     types = [(one.name, _tensor_type(one)) for one in feeds]
     numbers = next((np.dtype(one.dtype) for one in feeds if one.dtype != "str"), np.dtype(np.float64))
-    with converters(numbers, tree_converters()), warnings.catch_warnings():
+    with converters(numbers, tree_converters() | linear_converters()), warnings.catch_warnings():
         # skl2onnx warns of what scikit-learn and numpy are about to take away from it, which no user can act on.
         warnings.simplefilter("ignore")
         proto = convert_sklearn(estimator, initial_types=types, target_opset=_OPSETS, options=dict(options) or None)

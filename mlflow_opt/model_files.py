@@ -32,6 +32,7 @@ _REWRITTEN_KEYS = (
 )
 _REWRITTEN_FILES = ("registered_model_meta",)
 _CHUNK = 1 << 20
+TRAINABLE = "trainable"
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ def folder_digest(path: Path) -> str:
 
 
 def size_bytes(path: Path) -> int:
-    """Sum the sizes of a model's files."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if _counts(file, path)]
+    """Sum the sizes of a model's files; what is only there to go on training (`trainable/`) is not part of what is served."""
+    files = (
+        [path] if path.is_file() else [file for file in path.rglob("*") if _counts(file, path) and (path / TRAINABLE) not in file.parents]
+    )
     return sum(file.stat().st_size for file in files)
 
 

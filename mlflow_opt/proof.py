@@ -80,6 +80,27 @@ def point_to(model_id: str, run_id: str) -> None:
     tracking.tag_model(model_id, {evidence.EVIDENCE_RUN: run_id})
 
 
+def require_same_split(model: Model, split: Split) -> None:
+    """Refuse to go on with a model that a recipe made on another split: its training rows may be among these gate rows.
+
+    Raises:
+        ValueError: the model's lineage names another split.
+
+    """
+    known = tracking.model_tags(model.model_id).get(evidence.PREFIX + "split_digest", split.digest)
+    if known != split.digest:
+        raise ValueError(
+            f"a chain of recipes must keep one split, and {model.uri} was made on split {known}, not {split.digest}; "
+            "give the data that it was made on, whole and with the same target."
+        )
+
+
+def seen_before(split: Split) -> str:
+    """Say how many verdicts the gate rows have already decided: each one makes the next a little less independent."""
+    times = tracking.count_runs(evidence.PREFIX + "data_digest", split.gate.digest, tracking.experiment())
+    return f"These gate rows have decided {times} verdict{'' if times == 1 else 's'} in this experiment before."
+
+
 def policy_for(register_as: str, path: str, task: Task) -> Policy:
     """Find the policy that a result will be judged by.
 

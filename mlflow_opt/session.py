@@ -15,14 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlflow_opt import aftermath, candidates, choosing, data, dropin, measure, metrics, models, outcome, proof, tracking
+from mlflow_opt import aftermath, candidates, choosing, data, dropin, measure, metrics, models, outcome, proof, tracking, trainable
 from mlflow_opt.candidates import Candidate
 from mlflow_opt.data import Batch
 from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt.model_files import TRAINABLE
 from mlflow_opt.models import Model
 from mlflow_opt.outcome import Row
 from mlflow_opt.progress import Progress
-from mlflow_opt.records import Measurement, Variant, Verdict
+from mlflow_opt.records import Variant, Verdict
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Session:
             trained = baselines.train_baseline(self.split, self.folder / BASELINE, self.seed)
             loaded = models.load(str(trained), self.threads)
         candidates.require_answers(loaded, self.example)
+        proof.require_same_split(loaded, self.split)
         self.baseline = self._record(Variant(BASELINE, loaded, {"flavour": loaded.flavour}), loaded, None)
         self.reference = self._reference()
         self._progress.step(f"baseline ({loaded.flavour}): {self.headline} {self.baseline.plain.get(self.headline, float('nan')):.4f}")
@@ -90,7 +92,8 @@ class Session:
 
     def expect(self, variants: int) -> None:
         """Say how many variants will come, so that progress can say how long it will take."""
-        self._progress.total = variants + self._progress.done
+        # A clock of its own: training a baseline says nothing about how long a variant takes.
+        self._progress = Progress(self.recipe, variants)
 
     def dropin(self, name: str, graph: OnnxGraph, options: dropin.SessionOptions | None = None) -> Model:
         """Save a graph as a drop-in for the model to optimise, ready to be added as a variant."""
@@ -139,7 +142,7 @@ class Session:
         rows = self._rows(name)
         self.findings += list(advise(rows)) if advise else []
         if chosen is None:
-            self.findings.append(_nothing(measured, self.policy))
+            self.findings.append(choosing.nothing_chosen(measured, self.policy))
         proved = self._prove(chosen) if chosen else None
         version = self._register(chosen, proved) if chosen and proved else ""
         for run_id in sorted(self._open):
@@ -225,7 +228,9 @@ class Session:
             tracking.create_registered(self.register_as)
             self._created = True
             self.policy = proof.policy_for(self.register_as, str(self.params["policy"]), self.task)
-        _logger.info("Judging %s on %d gate rows that nothing has seen.", chosen.variant.name, data.n_rows(self.split.gate.rows))
+        self._carry_trainable(chosen)
+        self.findings.append(proof.seen_before(self.split))
+        _logger.info("Judging %s on %d gate rows that no choice has seen.", chosen.variant.name, data.n_rows(self.split.gate.rows))
         budget_s = float(self.params.get("budget_s", measure.Conditions.budget_s))
         conditions = measure.Conditions(self.threads, 0, budget_s, self.seed, self.own)
         proved = proof.prove(chosen.model, self.reference, self.split, self.policy, conditions)
@@ -235,6 +240,12 @@ class Session:
         self._close(chosen.run_id, "FINISHED")
         proof.point_to(chosen.model.model_id, chosen.run_id)
         return proved
+
+    def _carry_trainable(self, chosen: Candidate) -> None:
+        """Give the chosen variant of a network the float network itself, so that later recipes can go on training it."""
+        if trainable.carry(self.model, chosen.model.path):
+            tracking.upload_part(chosen.model.model_id, chosen.model.path / TRAINABLE, TRAINABLE)
+            chosen.model = replace(chosen.model)
 
     def _register(self, chosen: Candidate, proved: proof.Proof) -> str:
         if not self.register_as:
@@ -286,9 +297,3 @@ def start(recipe: str, params: Mapping[str, Any]) -> Iterator[Session]:
             aftermath.end_badly(parent, session, error)
             raise
     tracking.close(parent.run_id, "FINISHED")
-
-
-def _nothing(measured: Mapping[str, Measurement], policy: Any) -> str:
-    near = choosing.nearest(measured, policy)
-    why = "; ".join(choosing.misses(measured[near], policy)) if near else "nothing could be timed"
-    return f"No variant meets the policy on the selection rows, so nothing was registered. Nearest: {near or 'none'} ({why})."

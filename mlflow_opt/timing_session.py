@@ -165,13 +165,15 @@ def _warm_up(calls: Sequence[Callable[[Any], Any]], inputs: Sequence[list[Any]],
     for block in range(WARM_BLOCKS):
         medians = np.empty(len(calls))
         for model, call in enumerate(calls):
-            picks = rng.integers(len(inputs[model]), size=WARM_BLOCK)
+            # One call first, then as many as a fifth of a second holds: a model may take seconds a call.
+            size = int(np.clip(0.2e9 / previous[model], 1, WARM_BLOCK))
+            picks = rng.integers(len(inputs[model]), size=size)
             medians[model] = np.median([_timed(call, inputs[model][pick]) for pick in picks])
         agreed = agreed + 1 if np.all(np.abs(medians / previous - 1) < WARM_TOLERANCE) else 0
         previous = medians
         if agreed == 2:
             return True, float(medians.max())
-        if block and time.perf_counter() > deadline:
+        if block > 0 and time.perf_counter() > deadline:
             break
     return False, float(previous.max())
 
@@ -277,7 +279,7 @@ def _peak_mb() -> float:
     for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return float(line.split()[1]) * 1024 / MEGABYTE
-    # Linux counts in kilobytes, macOS in bytes.
+    # Elsewhere it is the process's own: macOS counts bytes, other systems kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MEGABYTE
 
 

@@ -164,6 +164,16 @@ def upload_model(model_id: str, folder: Path) -> None:
     client.finalize_logged_model(model_id, "READY")
 
 
+def upload_part(model_id: str, folder: Path, name: str) -> None:
+    """Add a folder to a logged model's files."""
+    MlflowClient().log_model_artifacts(model_id, str(folder), name)
+
+
+def count_runs(tag: str, value: str, experiment_id: str) -> int:
+    """Count the runs of an experiment that carry a tag, as far as one page of them goes."""
+    return len(MlflowClient().search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000))
+
+
 def tag_model(model_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a logged model."""
     MlflowClient().set_logged_model_tags(model_id, dict(tags))

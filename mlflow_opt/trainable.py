@@ -5,12 +5,19 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-FOLDER = "trainable"
+from mlflow_opt.model_files import TRAINABLE as FOLDER
+
+if TYPE_CHECKING:
+    from mlflow_opt.models import Model
+
+logger = logging.getLogger(__name__)
 _WEIGHTS, _SOURCE, _CLASS = "weights.safetensors", "network.py", "network.json"
 # Attributes that say a layer's width, by the parameter and its axis that hold it.
 _WIDTHS: dict[str, dict[str, tuple[str, int | None]]] = {
@@ -54,6 +61,30 @@ def save_trainable(module: Any, folder: Path, arguments: Mapping[str, Any] | Non
     (target / _CLASS).write_text(json.dumps({"class": kind.__qualname__, "arguments": known, "training": False}))
     load_trainable(folder)
     return target
+
+
+def carry(source: Model, folder: Path) -> bool:
+    """Put the network behind a model beside a variant of it, if there is one that can go on being trained.
+
+    Args:
+        source: what the variant was made from: a torch model, or a variant that carries its network itself.
+        folder: of the variant.
+
+    Returns:
+        Whether there is one; if not, the reason is logged.
+    """
+    if (source.path / FOLDER).is_dir():
+        shutil.copytree(source.path / FOLDER, folder / FOLDER)
+        return True
+    if source.flavour != "torch":
+        return False
+    try:
+        save_trainable(source.native, folder)
+    except ValueError as why:
+        logger.info("The variant cannot go on being trained: %s", why)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        return False
+    return True
 
 
 def load_trainable(path: Path) -> Any:

@@ -17,6 +17,8 @@ deep learning inference: principles and empirical evaluation" (calibration metho
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -123,15 +125,17 @@ def quantised(proto: onnx.ModelProto, scheme: Scheme, feeds: Sequence[Feeds], *,
             # A dynamically quantised convolution (ConvInteger) is many times slower than the float one on CPUs.
             quantize_dynamic(given, out, op_types_to_quantize=["MatMul", "Gemm"], **common)
         else:
-            quantize_static(
-                given,
-                out,
-                _reader(feeds),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType[{"uint8": "QUInt8", "int8": "QInt8", "uint16": "QUInt16"}[scheme.activations]],
-                calibrate_method=_method(scheme.calibration),
-                **common,
-            )
+            # The calibrators print what they collect; the recipe's own log says what matters.
+            with contextlib.redirect_stdout(io.StringIO()):
+                quantize_static(
+                    given,
+                    out,
+                    _reader(feeds),
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType[{"uint8": "QUInt8", "int8": "QInt8", "uint16": "QUInt16"}[scheme.activations]],
+                    calibrate_method=_method(scheme.calibration),
+                    **common,
+                )
         return onnx.load(out)
 
 

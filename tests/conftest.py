@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+# Live servers, gated and not.
+pytest_plugins = ["tests.servers"]
 
 
 def pytest_configure() -> None:

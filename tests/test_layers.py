@@ -20,7 +20,7 @@ FILES = {
 
 BASE = {"records", "metrics", "docstring", "parameter", "manual", "signature"}
 GATE = {"gate", "policy", "evidence"}
-SESSION = {"session", "outcome", "report", "aftermath", "proof", "tracking", "progress", "choosing", "judging"}
+SESSION = {"session", "outcome", "report", "aftermath", "proof", "tracking", "progress", "candidates", "choosing", "judging"}
 FRONT = {"entries", "cli", "sync"}
 # What several commands share.
 COMMANDS = {"promotion"}

@@ -148,6 +148,16 @@ def test_own_policy_is_taken_when_given_at_creation(gated: MlflowClient) -> None
     refused(lambda: gated.create_registered_model("other", tags={"mlflow_opt.policy": "nonsense"}))
 
 
+def test_own_policy_may_be_dropped_when_the_server_is_set_to_dry_run(gated: MlflowClient, serve_policy: Callable[[str], None]) -> None:
+    gated.create_registered_model("churn", tags={"mlflow_opt.policy": "validation_criteria: [{metric: speedup, min: 300}]"})
+    refused(lambda: gated.delete_registered_model_tag("churn", "mlflow_opt.policy"))
+    serve_policy("churn: {mode: dry_run}\n")
+    gated.delete_registered_model_tag("churn", "mlflow_opt.policy")
+    serve_policy("churn: {mode: enforce}\n")
+    gated.set_registered_model_alias("churn", "champion", good(gated, "churn"))
+    assert [entry["action"] for entry in history_of(gated, "churn")] == ["policy", "refused", "dry_run", "accepted"]
+
+
 def test_discovery_tells_the_policy_that_decides_when_asked(gated: MlflowClient, serve_policy: Callable[[str], None]) -> None:
     serve_policy(STRICT.replace("churn: {", "churn: {guards: [Champion, prod], "))
     gated.create_registered_model("churn")

@@ -114,6 +114,12 @@ def entries(
     return _selected(connection, [column for column in TABLE.c if column.name != "evidence"], _where(name, alias, actions, version), limit)
 
 
+def newest(connection: Connection, name: str, limit: int) -> list[Entry]:
+    """Read the newest entries and the newest that moved an alias: refusals, however many, never hide who was champion."""
+    listed = entries(connection, name, limit=limit) + entries(connection, name, actions=HELD, limit=limit)
+    return [entry for _, entry in sorted({entry.sequence: entry for entry in listed}.items())]
+
+
 def _where(name: str, alias: str, actions: Sequence[str], version: int) -> list[sa.ColumnElement[bool]]:
     given = [TABLE.c.name == name]
     given += [TABLE.c.alias == alias] if alias else []

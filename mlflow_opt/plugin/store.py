@@ -100,9 +100,11 @@ class GatedStore(LedgerStore):
 
     def set_registered_model_tag(self, name: str, tag: RegisteredModelTag) -> None:
         """Set a tag; of the reserved ones only the model's own policy, and only to something stricter."""
+        if not reserved.is_reserved(tag.key):
+            super().set_registered_model_tag(name, tag)
+            return
         with self.deciding(name) as session:
-            if reserved.is_reserved(tag.key):
-                self._check_tag(session, name, tag.key, tag.value)
+            self._check_tag(session, name, tag.key, tag.value)
             super().set_registered_model_tag(name, tag)
 
     def delete_registered_model_tag(self, name: str, key: str) -> None:
@@ -169,7 +171,7 @@ class GatedStore(LedgerStore):
             model: RegisteredModel = super().get_registered_model(name)
             if has_prompt_tag(model._tags):
                 return model
-            told = announcement.history_tag(history.entries(session.connection(), name, limit=_LISTED))
+            told = announcement.history_tag(history.newest(session.connection(), name, _LISTED))
             try:
                 cover = cover_of(name, registrations.own_policy(session, name))
                 told |= announcement.gate_tags(cover, {guard: reference_for(session, name, guard) for guard in sorted(cover.guards)})

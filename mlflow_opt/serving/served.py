@@ -181,20 +181,18 @@ def _pace(engine: Engine | None, chosen: Settings, samples: list[bytes]) -> tupl
     found = [chunk for chunk in (engine.read(orjson.loads(body)) for body in samples) if chunk is not None]
     one = next((chunk for chunk in found if chunk.rows == 1), found[0])
     short = _seconds(engine, [one])
-    several = [one] * max(1, chosen.max_batch // one.rows)
-    same = not engine.uncertain and chosen.batching != "off" and alike_in_batches(engine, found, chosen.max_batch)
     if chosen.batching == "off":
         return Pace(1, 0.0, short, 0.0), "no: batching is off"
+    same = not engine.uncertain and alike_in_batches(engine, found, chosen.max_batch)
+    why = engine.uncertain or "seen"
     if not same and chosen.batching == "exact":
         # Still taken together, so that they share a turn of the event loop or of the thread, and called one by one.
-        return Pace(
-            chosen.max_batch, 0.0, 0.0, short / one.rows, joins=False
-        ), f"no: beside other rows the last bits may differ ({engine.uncertain or 'seen'})"
+        return Pace(chosen.max_batch, 0.0, 0.0, short / one.rows, joins=False), f"no: beside other rows the last bits may differ ({why})"
+    several = [one] * max(1, chosen.max_batch // one.rows)
     long = _seconds(engine, several)
     per_row = max(0.0, (long - short) / max(1, (len(several) - 1) * one.rows))
-    return Pace(
-        chosen.max_batch, chosen.window_ms / 1000, short, per_row
-    ), "yes" if same else f"yes, perhaps with other last bits ({engine.uncertain or 'seen'})"
+    pace = Pace(chosen.max_batch, chosen.window_ms / 1000, short, per_row)
+    return pace, "yes" if same else f"yes, perhaps with other last bits ({why})"
 
 
 def _seconds(engine: Engine, chunks: list[Chunk]) -> float:
