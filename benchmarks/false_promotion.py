@@ -2,7 +2,7 @@
 
     python -m benchmarks.false_promotion --minutes 30
 
-Pairs of models of known speed-up (`mlflow_opt.calibrated`) are judged under `speedup >= 1.05`, with a second process working all
+Pairs of models of known speed-up (`mlflow_opt.trials`) are judged under `speedup >= 1.05`, with a second process working all
 the while. Beside each gate on a model against itself runs the protocol of Olive's latency metric: every model by itself, 10
 warm-up calls, 20 repeats, their mean. Tries are kept in `benchmarks/results/false_promotion.json`; on the same machine a later run
 adds to them until all are there, so that they can be spread over a day. The table goes to `benchmarks/results/false_promotion.md`.
@@ -18,11 +18,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlflow_opt.calibrated import BASE_UNITS, BOUND, CASES, Trial, neighbour, try_gate
 from mlflow_opt.commands.selftest import table
 from mlflow_opt.fingerprint import fingerprint
 from mlflow_opt.intervals import clopper_pearson
 from mlflow_opt.records import Outcome, Quantity
+from mlflow_opt.trials import BASE_UNITS, BOUND, CASES, Trial, neighbour, try_gate
 
 RESULTS = Path(__file__).parent / "results"
 # Wanted tries by case: what the rates need to show 1%, 5% and 95%.
@@ -54,7 +54,7 @@ def main() -> None:
     """Run until the minutes are over or every case has its tries, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--gate_s", type=float, default=4.0, help="seconds that one gate may take")
+    parser.add_argument("--gate_s", type=float, default=5.0, help="seconds that one gate may take")
     parser.add_argument("--fresh", action="store_true", help="forget earlier tries")
     asked = parser.parse_args()
     path = RESULTS / "false_promotion.json"

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 # What a core costs an hour in a large cloud (November 2026, on demand, general purpose): a unit of account, not a bill.
 PRICE_CORE_HOUR_USD = 0.04
-FIRST_LOOK, MOST_SESSIONS, FEWEST_SESSIONS, GROWTH = 4, 24, 3, 1.4
+# With three sessions one disturbed process leaves an interval that says nothing; with four it seldom does.
+FEWEST_SESSIONS, FIRST_LOOK, MOST_SESSIONS, GROWTH = 4, 4, 24, 1.4
 QUANTILES = {"latency_p50_ms": 0.5, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 TAILS = frozenset({"latency_p95_ms", "latency_p99_ms"})
 RATIOS = frozenset({"speedup", "throughput_ratio"})
@@ -77,7 +78,7 @@ def time_pair(candidate: Located | Entry, reference: Located | Entry, rows: Any,
     """Time a candidate against its reference until the policy's timing criteria are decided or the budget is spent.
 
     Use it for a verdict. For choosing among many variants `time_models` is cheaper; time the one chosen with this.
-    At least three sessions run even if the budget is smaller: two say nothing about the spread between processes.
+    At least four sessions run even if the budget is smaller: fewer say too little about the spread between processes.
 
     Args:
         candidate: the model to be judged.
@@ -113,8 +114,8 @@ def time_pair(candidate: Located | Entry, reference: Located | Entry, rows: Any,
 
 def plan_phases(rows: Any, total: int, conditions: Conditions, *, tails: bool = False) -> list[Phase]:
     """Plan what one session times: single rows, then a batch for throughput; `tails` gives slow models time for their quantiles."""
-    share = conditions.budget_s / (4 if tails else 10)
-    single = Phase(batch=1, min_calls=200, max_calls=2000, seconds=min(0.4, share / 4), limit_s=max(share, 0.2), distinct=256)
+    share = conditions.budget_s / (6 if tails else 10)
+    single = Phase(batch=1, min_calls=100, max_calls=2000, seconds=min(0.4, share / 4), limit_s=max(share, 0.2), distinct=256)
     size = min(conditions.batch_size or default_batch(rows), total)
     if size == 1:
         return [single]

@@ -6,9 +6,10 @@ import mlflow
 import pytest
 
 from benchmarks import false_promotion
-from mlflow_opt.calibrated import CASES, Calibrated, Trial, neighbour, pass_rate, rows
+from mlflow_opt.calibrated import Calibrated, rows
 from mlflow_opt.commands.selftest import rates, selftest, table
 from mlflow_opt.records import Outcome, Quantity
+from mlflow_opt.trials import CASES, Trial, neighbour, pass_rate
 
 
 def _trials(case: str, passed: int, undecided: int, failed: int) -> list[Trial]:

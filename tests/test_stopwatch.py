@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_opt.calibrated import entry, rows
+from mlflow_opt.calibrated import rows
 from mlflow_opt.noise import doubt_of
 from mlflow_opt.policy import make_policy
 from mlflow_opt.records import Criterion, Quantity
 from mlflow_opt.sequential import PRICE_CORE_HOUR_USD, Conditions, cost_of, decided, default_batch, plan_looks, plan_phases, time_pair
 from mlflow_opt.stopwatch import Entry, Sitting, Timings, memory_mb, time_models
 from mlflow_opt.timing_session import Reading
+from mlflow_opt.trials import entry
 
 QUIET = Reading(steal=0.0, foreign=0.1, off_cpu=0.02, switches=5.0, drift=1.1, settled=True)
 AT_LEAST = make_policy([Criterion("speedup", "min", 1.05, "speedup")])
@@ -111,7 +112,7 @@ def test_time_pair_stops_early_when_the_gain_is_plain() -> None:
 def test_time_pair_uses_its_sessions_when_nothing_decides() -> None:
     policy = make_policy([Criterion("latency_p99_ms", "max", 1e9, "latency_p99_ms"), Criterion("speedup", "min", 1.0, "speedup")])
     found = time_pair(entry(50), entry(50), rows(), policy, Conditions(batch_size=4, budget_s=3))
-    assert len(found.timings.sittings) >= 3
+    assert len(found.timings.sittings) >= 4
     assert {"throughput_rows_per_s", "throughput_ratio", "cost_per_million", "latency_p50_ms", "latency_p95_ms"} <= set(found.quantities)
     assert found.timings.batches == (1, 4)
     assert 0.8 < found.quantities["speedup"].value < 1.25
@@ -176,7 +177,7 @@ def test_looks_rise_to_the_plan_when_planned(planned: int) -> None:
 def test_phases_give_slow_models_time_when_tails_are_judged() -> None:
     flat = rows()
     usual, patient = (plan_phases(flat, 256, Conditions(), tails=tails)[0] for tails in (False, True))
-    assert patient.limit_s > 2 * usual.limit_s
+    assert patient.limit_s > 1.5 * usual.limit_s
     assert [phase.batch for phase in plan_phases(flat, 256, Conditions())] == [1, 256]
     assert default_batch({"image": np.zeros((4, 28, 28))}) == 32
     assert default_batch(flat) == 1000

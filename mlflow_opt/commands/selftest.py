@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_opt import tracking
-from mlflow_opt.calibrated import BASE_UNITS, BOUND, CASES, Trial, neighbour, pass_rate, try_gate
 from mlflow_opt.fingerprint import fingerprint
 from mlflow_opt.gate import judge
 from mlflow_opt.policy import make_policy
 from mlflow_opt.records import Criterion, Measurement, Outcome, Quantity, Verdict
 from mlflow_opt.signature import run
+from mlflow_opt.trials import BASE_UNITS, BOUND, CASES, Trial, neighbour, pass_rate, try_gate
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def table(trials: Sequence[Trial]) -> str:
 
 
 def selftest(
-    *, gates: int = 20, gate_s: float = 4.0, time_budget_s: float = 280.0, busy: bool = False, seed: int = 0, strict: bool = False
+    *, gates: int = 20, gate_s: float = 5.0, time_budget_s: float = 280.0, busy: bool = False, seed: int = 0, strict: bool = False
 ) -> Verdict | None:
     """Try the gate on pairs of known speed-up and report how often it let each through, with intervals and a plot.
 
