@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from mlflow_opt import measure, tracking
 from mlflow_opt.data import Batch, n_rows
 from mlflow_opt.models import Model
-from mlflow_opt.records import Measurement, Quantity, Variant
+from mlflow_opt.records import Measurement, Variant
 from mlflow_opt.sequential import default_batch
 
-# Fresh processes, and calls in each, for choosing; the verdict has a protocol of its own.
-SESSIONS, BATCH_SESSIONS, BATCH_CALLS = 3, 2, 20
+# Fresh processes for choosing; the verdict has a protocol of its own.
+SESSIONS = 3
 
 
 @dataclass
@@ -57,19 +57,12 @@ def time_in_turns(baseline: Candidate, group: Sequence[Candidate], rows: Batch, 
     """
     everyone = [baseline, *group]
     models = [candidate.model for candidate in everyone]
-    single = measure.time_models(models, rows, sessions=SESSIONS, threads=threads)
     batch = min(default_batch(rows), n_rows(rows))
-    many = measure.time_models(models, rows, sessions=BATCH_SESSIONS, threads=threads, batch_size=batch, calls=BATCH_CALLS)
+    timings = measure.time_models(models, rows, sessions=SESSIONS, threads=threads, batches=(1, batch))
     for index, candidate in enumerate(everyone):
         if index == 0 and not keep_baseline:
             continue
-        found = measure.cost_of(many, index) | _latencies(single, index)
-        if index:
-            found |= {"speedup": single.speedup(index, 0), "throughput_ratio": many.speedup(index, 0)}
+        found = measure.cost_of(timings, index) | (measure.ratios_of(timings, index, 0) if index else {})
         candidate.measured = replace(candidate.measured, quantities={**candidate.measured.quantities, **found})
         values = {name: quantity.value for name, quantity in found.items()}
         tracking.log_values(candidate.run_id, values, {"mlflow_opt.threads": str(threads)}, model_id=candidate.model.model_id)
-
-
-def _latencies(timings: measure.Timings, index: int) -> dict[str, Quantity]:
-    return {name: quantity for name, quantity in measure.cost_of(timings, index).items() if name.startswith("latency_")}

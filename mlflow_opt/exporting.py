@@ -68,6 +68,8 @@ def to_onnx(model: Model, example: Any, task: Task) -> OnnxGraph:
     for graph in exporters[model.flavour](model, rows):
         doubt = compare(graph, rows, wanted)
         if not doubt:
+            # skl2onnx names each graph at random; the same model must give the same file.
+            graph.proto.graph.name = "model"
             return graph
         logger.info("An export of %s is not used: %s", model.uri or model.path, doubt)
     raise ValueError(f"an export must answer as the model does, and this one does not: {doubt}; the model has no ONNX form here.")

@@ -96,9 +96,7 @@ def with_categories(table: pd.DataFrame, categories: Sequence[Sequence[Any]]) ->
         ValueError: the table does not have as many category (or string) columns as the model was trained with.
     """
     named = category_columns(table, len(categories))
-    typed = {
-        column: pd.Categorical(_plain(table[column]), categories=list(values)) for column, values in zip(named, categories, strict=True)
-    }
+    typed = {column: _categorical(table[column], list(values)) for column, values in zip(named, categories, strict=True)}
     return table.assign(**{str(column): values for column, values in typed.items()})
 
 
@@ -123,8 +121,9 @@ def is_binary(booster: Any) -> bool:
     return objective.split(" ", maxsplit=1)[0] in ("binary", "cross_entropy", "cross_entropy_lambda")
 
 
-def _plain(values: pd.Series[Any]) -> Any:
-    return values.to_numpy(dtype=object) if not isinstance(values.dtype, pd.CategoricalDtype) else values.astype(object)
+def _categorical(values: pd.Series[Any], categories: list[Any]) -> pd.Categorical:
+    # By code, as the drop-in does: a value that training had not seen is missing to LightGBM.
+    return pd.Categorical.from_codes(pd.Index(categories).get_indexer(pd.Index(values.to_numpy(dtype=object))), categories=categories)
 
 
 def _xgboost_objective(booster: Any) -> str:

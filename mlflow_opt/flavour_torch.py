@@ -28,7 +28,9 @@ class TorchRuntime:
     def prepare(self, batch: Any) -> tuple[Any, ...]:
         """Give one tensor per argument of `forward`."""
         arrays = self.arrays(batch)
-        return tuple(self._torch.from_numpy(np.ascontiguousarray(array)) for array in arrays.values())
+        # torch warns of memory that it may not write to, which pandas gives out and a memory map is.
+        own = (np.require(array, requirements=["C", "W"]) for array in arrays.values())
+        return tuple(self._torch.from_numpy(array) for array in own)
 
     def arrays(self, batch: Any) -> dict[str, np.ndarray]:
         """Give the arrays under the names of `forward`'s arguments, cast to the types of the signature.

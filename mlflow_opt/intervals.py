@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -200,7 +201,12 @@ def look_levels(sessions: Sequence[int], fractions: Sequence[float], level: floa
         fractions: share of the plan that each look stands for, the last 1.0 if it is the final one.
         level: two-sided confidence of all looks together.
 
+    Raises:
+        ValueError: a look that brings no new sessions.
+
     """
+    if any(later <= earlier for earlier, later in pairwise(sessions)):
+        raise ValueError(f"looks must each bring new sessions, got {list(sessions)}; leave out the repeated ones.")
     return list(_look_levels(tuple(sessions), tuple(fractions), level))
 
 

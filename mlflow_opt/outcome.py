@@ -13,6 +13,7 @@ from typing import Any
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from mlflow_opt import evidence, proof, report, tracking
+from mlflow_opt.parameter import to_text
 from mlflow_opt.records import Policy
 from mlflow_opt.report import Row, verdict_lines
 
@@ -46,7 +47,7 @@ class Closing:
     @property
     def command(self) -> str:
         """Return the exact command to run it again."""
-        given = [f"-P {shlex.quote(f'{key}={_text(value)}')}" for key, value in self.params.items() if value != ""]
+        given = [f"-P {shlex.quote(f'{key}={to_text(value)}')}" for key, value in self.params.items() if value != ""]
         return f"mlflow run . -e {self.recipe} {' '.join(given)}".rstrip()
 
     @property
@@ -110,7 +111,3 @@ def _metrics(closing: Closing, proved: proof.Proof | None, policy: Policy) -> di
     chosen = dict(closing.chosen.metrics) if closing.chosen else {}
     gate = evidence.to_metrics(proved.measured, policy, proved.verdict) if proved else {evidence.PASSED: 0.0}
     return baseline | chosen | gate
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

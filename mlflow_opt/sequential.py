@@ -180,7 +180,9 @@ def _late(began: float, sittings: Sequence[Sitting], budget_s: float) -> bool:
 
 
 def _level(looks: Iterable[int], planned: int, confidence: float, *, final: bool) -> float:
-    counts = list(looks)
+    # Time may run out right after a look: the last one then sees the same sessions again and takes its place, because the wider
+    # of two intervals on the same data decides nothing that the narrower one does not.
+    counts = list(dict.fromkeys(looks))
     fractions = [count / planned for count in counts]
     if final:
         # Out of time before out of sessions: this is the last look, so it spends what is left.

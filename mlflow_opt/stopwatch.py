@@ -124,7 +124,7 @@ class Timings:
 
 
 def time_models(
-    models: Sequence[Located | Entry], rows: Any, *, sessions: int = 3, threads: int = 1, batch_size: int = 1, calls: int = 200
+    models: Sequence[Located | Entry], rows: Any, *, sessions: int = 3, threads: int = 1, batches: Sequence[int] = (1,), calls: int = 200
 ) -> Timings:
     """Time many models in turns, to choose among them; the chosen one is timed anew for its verdict.
 
@@ -136,17 +136,18 @@ def time_models(
         rows: distinct rows to answer, a table or one array per input.
         sessions: fresh processes, at least 2.
         threads: threads that one call may use.
-        batch_size: rows a call.
-        calls: calls a model and session, at least.
+        batches: rows a call, one phase of each session for each; the first is the one that ratios speak of.
+        calls: single-row calls a model and session, at least; a larger batch gets a tenth.
 
     """
     if sessions < 2:
         raise ValueError(f"sessions must be at least 2, got {sessions}; the spread between processes is what an interval rests on.")
-    phase = Phase(batch_size, calls, 20 * calls, 0.1 * len(models), 4.0 * len(models), 256 if batch_size == 1 else 16)
     entries = [as_entry(model) for model in models]
     with Bench(rows, threads) as bench:
-        sittings = tuple(bench.sit(entries, [phase], seed) for seed in range(sessions))
-    return Timings(sittings, (min(batch_size, bench.rows),), threads)
+        sizes = tuple(min(size, bench.rows) for size in batches)
+        phases = [_ranking_phase(size, calls, len(models)) for size in sizes]
+        sittings = tuple(bench.sit(entries, phases, seed) for seed in range(sessions))
+    return Timings(sittings, sizes, threads)
 
 
 def memory_mb(model: Located | Entry, rows: Any, threads: int = 1) -> float:
@@ -191,6 +192,11 @@ class Bench:
         began = time.perf_counter()
         _start(spec, self._threads)
         return _read(out, len(phases), len(entries), time.perf_counter() - began)
+
+
+def _ranking_phase(size: int, calls: int, models: int) -> Phase:
+    least, distinct = (calls, 256) if size == 1 else (max(calls // 10, 5), 16)
+    return Phase(size, least, 20 * least, 0.1 * models, 4.0 * models, distinct)
 
 
 def as_entry(model: Located | Entry) -> Entry:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import requests
@@ -22,6 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from mlflow_opt.parameter import to_text
 
 PARAM_LENGTH = 6000
 _HEALTH_TIMEOUT_S = 5
@@ -60,7 +63,7 @@ def require_store() -> None:
         raise ConnectionError(f"the tracking server at {uri} answers {answered.status_code}; look at its log, then run again.")
 
 
-def open_parent(recipe: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Parent:
+def open_parent(recipe: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Parent:
     """Join the run that `mlflow run` opened, or create one, and log the parameters that it does not have yet.
 
     The environment's run id is cleared once joined: a process or worker started later must not take it for its own.
@@ -78,7 +81,7 @@ def open_parent(recipe: str, params: Mapping[str, object], tags: Mapping[str, st
     return Parent(run.info.run_id, run.info.experiment_id, bool(joined_id))
 
 
-def open_child(parent: Parent, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+def open_child(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Create a child run with its parameters and tags; returns its id."""
     client = MlflowClient()
     all_tags = resolve_tags({**tags, MLFLOW_PARENT_RUN_ID: parent.run_id, MLFLOW_RUN_NAME: name})
@@ -88,9 +91,7 @@ def open_child(parent: Parent, name: str, params: Mapping[str, object], tags: Ma
     return str(run.info.run_id)
 
 
-def log_finished_child(
-    parent: Parent, name: str, metrics: Mapping[str, float], params: Mapping[str, object], tags: Mapping[str, str]
-) -> str:
+def log_finished_child(parent: Parent, name: str, metrics: Mapping[str, float], params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Write a child run whose values are all known, in three calls; for searches with many trials."""
     client = MlflowClient()
     all_tags = resolve_tags({**tags, MLFLOW_PARENT_RUN_ID: parent.run_id, MLFLOW_RUN_NAME: name})
@@ -131,7 +132,7 @@ def close(run_id: str, status: str) -> None:
     MlflowClient().set_terminated(run_id, status)
 
 
-def dataset_input(name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> DatasetInput:
+def dataset_input(name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> DatasetInput:
     """Describe rows as an MLflow dataset input; the digest is shortened to MLflow's 36 characters."""
     dataset = Dataset(
         name=name[:500],
@@ -148,7 +149,7 @@ def log_inputs(run_id: str, inputs: list[DatasetInput]) -> None:
     MlflowClient().log_inputs(run_id, inputs)
 
 
-def create_model(parent: Parent, run_id: str, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+def create_model(parent: Parent, run_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Create a logged model that belongs to a run and return its id; its files follow with `upload_model`."""
     client = MlflowClient()
     text = {key: str(value)[:PARAM_LENGTH] for key, value in params.items()}
@@ -244,13 +245,9 @@ def experiment() -> str:
     return str(found.experiment_id) if found else str(MlflowClient().create_experiment(name))
 
 
-def _params(params: Mapping[str, object]) -> list[Param]:
-    return [Param(key, _text(value)[:PARAM_LENGTH]) for key, value in params.items()]
-
-
-def _text(value: object) -> str:
+def _params(params: Mapping[str, Any]) -> list[Param]:
     # The spelling that `-P` and `--flag` use: MLflow refuses a parameter logged twice in different spellings.
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return [Param(key, to_text(value)[:PARAM_LENGTH]) for key, value in params.items()]
 
 
 def _metrics(metrics: Mapping[str, float], model_id: str = "") -> list[Metric]:

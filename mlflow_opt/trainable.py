@@ -59,7 +59,13 @@ def save_trainable(module: Any, folder: Path, arguments: Mapping[str, Any] | Non
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}, str(target / _WEIGHTS))
     (target / _SOURCE).write_text(Path(file).read_text())
     (target / _CLASS).write_text(json.dumps({"class": kind.__qualname__, "arguments": known, "training": False}))
-    load_trainable(folder)
+    try:
+        load_trainable(folder)
+    except (ImportError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"a trainable network must be built again from its class's file alone, {kind.__qualname__} is not ({error}); "
+            "give it a class of its own in one file."
+        ) from error
     return target
 
 

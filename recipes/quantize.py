@@ -322,6 +322,9 @@ def quantize(
 
 def _feeds(prepared_rows: Feeds) -> list[Feeds]:
     rows = len(next(iter(prepared_rows.values())))
+    if rows > CALIBRATION_BATCH:
+        # Calibrators stack the batches' outputs, so all must be of one length.
+        rows -= rows % CALIBRATION_BATCH
     return [{name: array[at : at + CALIBRATION_BATCH] for name, array in prepared_rows.items()} for at in range(0, rows, CALIBRATION_BATCH)]
 
 

@@ -79,7 +79,7 @@ def save(folder: Path, native: Any, rows: Any, answer: Any = None, flavour: str 
 def save_network(folder: Path, module: nn.Module, inputs: list[TensorSpec], outputs: tuple[int, ...], **kept: Any) -> Model:
     import mlflow.pytorch
 
-    signature = ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype(np.float32), (-1, *outputs))]))
+    signature = ModelSignature(Schema([*inputs]), Schema([TensorSpec(np.dtype(np.float32), (-1, *outputs))]))
     kept = {"serialization_format": "pickle", **kept}
     logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def _sklearn() -> dict[str, Estimator]:
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
     from sklearn.svm import LinearSVC
 
     def logistic() -> Any:
@@ -135,23 +135,24 @@ def _sklearn() -> dict[str, Estimator]:
         return [
             ("a", forest),
             ("b", encoded(logistic(), table)),
-            ("c", encoded(LGBMClassifier(n_estimators=5, verbose=-1), table, dense())),
+            ("c", encoded(LGBMClassifier(n_estimators=5, verbose=-1, n_jobs=1), table, dense())),
         ]
 
+    scaled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
     imputed = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore"))
     filled = make_pipeline(SimpleImputer(strategy="constant", fill_value="none"), OneHotEncoder(handle_unknown="ignore"))
     rare = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=300, drop="if_binary")
     return {
         "logistic": Estimator(lambda t: encoded(logistic(), t)),
-        "imputed_one_hot": Estimator(lambda t: encoded(logistic(), t, imputed, SimpleImputer(strategy="median", add_indicator=True)), True),
+        "imputed_one_hot": Estimator(lambda t: encoded(logistic(), t, imputed, scaled), True),
         "filled_one_hot": Estimator(lambda t: encoded(logistic(), t, filled), True),
         "missing_is_a_category": Estimator(lambda t: encoded(logistic(), t), True),
         "rare_categories": Estimator(lambda t: encoded(logistic(), t, rare), True),
         "ordinal_missing_nan": Estimator(
-            lambda t: encoded(LGBMClassifier(n_estimators=20, verbose=-1), t, ordinal(np.nan), "passthrough"), True
+            lambda t: encoded(LGBMClassifier(n_estimators=20, verbose=-1, n_jobs=1), t, ordinal(np.nan), "passthrough"), True
         ),
         "ordinal_missing_coded": Estimator(
-            lambda t: encoded(LGBMClassifier(n_estimators=20, verbose=-1), t, ordinal(-2), "passthrough"), True
+            lambda t: encoded(LGBMClassifier(n_estimators=20, verbose=-1, n_jobs=1), t, ordinal(-2), "passthrough"), True
         ),
         "forest": Estimator(lambda t: encoded(RandomForestClassifier(50, random_state=0, n_jobs=2), t)),
         "gradient_boosting": Estimator(lambda t: encoded(GradientBoostingClassifier(n_estimators=10), t, dense())),
@@ -178,7 +179,7 @@ class Convolutions(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.last = nn.Linear(8, classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         x = torch.relu(self.norm(self.first(x)))
         return self.last((x + torch.relu(self.second(x))).mean((2, 3)))
 
@@ -188,7 +189,7 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.words, self.kinds, self.last = nn.Embedding(50, 8), nn.Embedding(2, 8), nn.Linear(8, 3)
 
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> Any:
         return self.last((self.words(input_ids) + self.kinds(token_type_ids)).mean(1))
 
 
@@ -197,12 +198,12 @@ class Series(nn.Module):
         super().__init__()
         self.memory, self.last = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         return self.last(self.memory(x)[0][:, -1])
 
 
 class Eigenvalues(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         return torch.linalg.eigvals(x).real
 
 
@@ -233,7 +234,7 @@ def boosters() -> dict[str, Callable[[Path], tuple[Model, Any, Task]]]:
     """List LightGBM models by name: what makes one gives the model, its rows and the task."""
     import lightgbm
 
-    quiet = {"n_estimators": 30, "verbose": -1}
+    quiet: dict[str, Any] = {"n_estimators": 30, "verbose": -1, "num_threads": 1}
 
     def classifier(folder: Path, *, categories: bool) -> tuple[Model, Any, Task]:
         table, labels = telco(categories=categories, holes=categories)
@@ -244,7 +245,9 @@ def boosters() -> dict[str, Callable[[Path], tuple[Model, Any, Task]]]:
     def booster(folder: Path, *, categories: bool) -> tuple[Model, Any, Task]:
         table, labels = telco(categories=categories)
         table = table if categories else table[number_columns(table)].astype(float)
-        native = lightgbm.train({"objective": "binary", "verbose": -1}, lightgbm.Dataset(table[TRAINED], labels[TRAINED]), 20)
+        native = lightgbm.train(
+            {"objective": "binary", "verbose": -1, "num_threads": 1}, lightgbm.Dataset(table[TRAINED], labels[TRAINED]), 20
+        )
         return save(folder, native, table, flavour="lightgbm"), table, BINARY
 
     def multiclass(folder: Path) -> tuple[Model, Any, Task]:

@@ -130,6 +130,21 @@ def test_look_levels_are_plain_when_there_is_one_look() -> None:
     assert look_levels([7], [1.0], 0.9) == pytest.approx([0.9])
 
 
+def test_look_levels_refuse_when_a_look_brings_nothing_new() -> None:
+    with pytest.raises(ValueError, match="new sessions"):
+        look_levels([4, 4], [0.2, 1.0], 0.95)
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.95, 0.99])
+def test_looks_keep_the_level_when_time_runs_out_right_after_one(kept: float) -> None:
+    drawn = np.random.default_rng(1).standard_normal((40_000, 4))
+    half = drawn.std(1, ddof=1) / 2
+    first = look_levels([4], [4 / 24], kept)[0]
+    missed = drawn.mean(1) - stats.t.ppf((1 + first) / 2, 3) * half > 0
+    missed |= drawn.mean(1) - stats.t.ppf((1 + kept) / 2, 3) * half > 0
+    assert not _share_outside(missed, (1 - kept) / 2)
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_spend_rises_when_more_is_in(one: float, other: float) -> None:
     low, high = sorted((one, other))

@@ -320,5 +320,5 @@ def test_fifty_clients_get_one_champion_when_they_race(scene: Scene) -> None:
     assert won in versions
     assert scene.aliases() == {"champion": won, "previous": "1"}
     actions = [entry["action"] for entry in history_of(scene.client, scene.name)]
-    assert len(actions) == 20
-    assert "accepted" not in actions[-10:]
+    assert actions.count("accepted") == 2
+    assert set(actions[2:]) <= {"refused", "unchanged"}

@@ -149,6 +149,7 @@ def test_own_policy_is_taken_when_given_at_creation(gated: MlflowClient) -> None
 
 
 def test_own_policy_may_be_dropped_when_the_server_is_set_to_dry_run(gated: MlflowClient, serve_policy: Callable[[str], None]) -> None:
+    serve_policy("churn: {mode: enforce}\n")
     gated.create_registered_model("churn", tags={"mlflow_opt.policy": "validation_criteria: [{metric: speedup, min: 300}]"})
     refused(lambda: gated.delete_registered_model_tag("churn", "mlflow_opt.policy"))
     serve_policy("churn: {mode: dry_run}\n")

@@ -188,6 +188,17 @@ def test_rename_is_refused_when_the_model_carries_champion_or_its_past(gated: Ml
     assert "past" in refused(lambda: gated.rename_registered_model("churn", "other"))
 
 
+def test_model_reads_as_it_does_without_a_gate_when_virtual_tags_are_left_out(gated: MlflowClient, tracking_uri: str) -> None:
+    for _ in range(3):
+        version = good(gated, "churn")
+    gated.set_registered_model_alias("churn", "champion", version)
+    gated.set_registered_model_tag("churn", "team", "a")
+    ours, plain = (dict(client.get_registered_model("churn")) for client in (gated, MlflowClient(tracking_uri, tracking_uri)))
+    assert {key: value for key, value in ours["tags"].items() if not key.startswith("mlflow_opt.")} == plain["tags"]
+    assert [dict(each) for each in ours.pop("latest_versions")] == [dict(each) for each in plain.pop("latest_versions")]
+    assert {**ours, "tags": {}} == {**plain, "tags": {}}
+
+
 def test_rename_is_free_when_the_model_carries_nothing_guarded(gated: MlflowClient) -> None:
     register(gated, "churn", logged_model(gated))
     gated.rename_registered_model("churn", "other")

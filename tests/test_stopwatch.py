@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlflow_opt import sequential
 from mlflow_opt.calibrated import rows
 from mlflow_opt.noise import doubt_of
 from mlflow_opt.policy import make_policy
@@ -165,6 +166,12 @@ def test_cost_per_million_counts_the_threads_when_priced() -> None:
 def test_decided_looks_at_the_whole_interval_when_asked(ends: tuple[float, float], expected: bool) -> None:
     assert decided(AT_LEAST.criteria, {"speedup": Quantity(sum(ends) / 2, *ends, 100)}) is expected
     assert not decided(AT_LEAST.criteria, {})
+
+
+def test_last_look_takes_the_place_of_the_one_before_when_time_brought_no_new_session() -> None:
+    assert sequential._level([4, 4], 24, 0.95, final=True) == pytest.approx(0.95)
+    repeated, plain = (sequential._level(looks, 24, 0.95, final=True) for looks in ([4, 6, 6], [4, 6]))
+    assert repeated == plain < sequential._level([4, 6], 24, 0.95, final=False)
 
 
 @pytest.mark.parametrize("planned", range(3, 25))

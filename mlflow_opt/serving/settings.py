@@ -71,6 +71,11 @@ class Settings:
         _require(self.cache in ("off", "memory", "redis"), "cache", "off, memory or redis", self.cache)
 
 
+def names() -> frozenset[str]:
+    """Name every setting."""
+    return frozenset(field.name for field in fields(Settings))
+
+
 def to_json(settings: Settings) -> str:
     """Write settings for another process."""
     return json.dumps(asdict(settings))
