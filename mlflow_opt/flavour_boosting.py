@@ -121,9 +121,11 @@ def is_binary(booster: Any) -> bool:
     return objective.split(" ", maxsplit=1)[0] in ("binary", "cross_entropy", "cross_entropy_lambda")
 
 
-def _categorical(values: pd.Series[Any], categories: list[Any]) -> pd.Categorical:
+def _categorical(values: pd.Series[Any], categories: list[Any]) -> Any:
     # By code, as the drop-in does: a value that training had not seen is missing to LightGBM.
-    return pd.Categorical.from_codes(pd.Index(categories).get_indexer(pd.Index(values.to_numpy(dtype=object))), categories=categories)
+    known = pd.Index(categories)
+    codes = np.asarray(known.get_indexer(pd.Index(values.to_numpy(dtype=object))))
+    return pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(known))
 
 
 def _xgboost_objective(booster: Any) -> str:

@@ -237,7 +237,7 @@ def test_save_dropin_refuses_when_folder_is_taken(classifier: Made, tmp_path: Pa
 
 
 def test_variant_serves_without_our_package_when_elsewhere(classifier: Made, tmp_path: Path) -> None:
-    variant = variant_of(classifier, tmp_path / "v")
+    variant_of(classifier, tmp_path / "v")
     classifier[1].to_parquet(tmp_path / "rows.parquet")
     code = """
 import sys

@@ -18,6 +18,7 @@ import requests
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, NOT_IMPLEMENTED
+from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,10 @@ def target_help() -> str:
     return _HELP
 
 
-class LocalServers(BaseDeploymentClient):  # type: ignore[misc]
+class LocalServers(BaseDeploymentClient):
     """What MLflow asks of a target: predictions from a running server. Deployments of other machines are theirs to manage."""
 
+    @override
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Ask the server at the address in the target's name.
 
@@ -99,26 +101,31 @@ class LocalServers(BaseDeploymentClient):  # type: ignore[misc]
             raise MlflowException(f"{deployment_name or endpoint} answered {answered.status_code}: {answered.text[:1000]}", BAD_REQUEST)
         return answered.json()["predictions"]
 
+    @override
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> NoReturn:
         """Refuse: use run-local."""
         _refuse()
 
+    @override
     def update_deployment(
         self, name: str, model_uri: str | None = None, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> NoReturn:
         """Refuse: a server follows its alias by itself."""
         _refuse()
 
+    @override
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> NoReturn:
         """Refuse: stop the process."""
         _refuse()
 
+    @override
     def list_deployments(self, endpoint: str | None = None) -> list[Any]:
         """List none: nothing is kept of what runs where."""
         return []
 
+    @override
     def get_deployment(self, name: str, endpoint: str | None = None) -> NoReturn:
         """Refuse: ask the server's /version."""
         _refuse()

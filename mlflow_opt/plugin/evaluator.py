@@ -82,7 +82,7 @@ def _measured(model_id: str, rows: Any, settings: Mapping[str, int]) -> dict[str
         if isinstance(rows, pd.DataFrame):
             # The model's own call is prepared from a table; an array goes through pyfunc only.
             entries.append(Entry(path))
-        timings = time_models(entries, rows, **settings)
+        timings = time_models(entries, rows, sessions=settings["sessions"], threads=settings["threads"], calls=settings["calls"])
     metrics = _three("pyfunc_p50_ms", timings.latency(0))
     if len(entries) == 1:
         return metrics

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "mlflow-opt history"
 # When tracking is down for long, what waits here is bounded; the table has everything.
 _WAITING = 1000
+_QUIET_S = 1.0
 
 
 class Mirror:
@@ -49,12 +50,22 @@ class Mirror:
 
     def _work(self) -> None:
         while True:
-            store, entry = self._entries.get()
+            for store, entry in self._gathered():
+                try:
+                    _write(store, entry)
+                # Best effort: a thread that died of one bad entry would lose all later ones.
+                except Exception:
+                    logger.exception("The promotion history of %s could not be mirrored; the database has it.", entry.name)
+
+    def _gathered(self) -> list[tuple[Any, Entry]]:
+        """Wait for entries and then for a quiet moment, so that writing them does not hold up the next decision's lock."""
+        gathered = [self._entries.get()]
+        while len(gathered) < _WAITING:
             try:
-                _write(store, entry)
-            # Best effort: a thread that died of one bad entry would lose all later ones.
-            except Exception:
-                logger.exception("The promotion history of %s could not be mirrored; the database has it.", entry.name)
+                gathered.append(self._entries.get(timeout=_QUIET_S))
+            except queue.Empty:
+                break
+        return gathered
 
 
 def _write(store: Any, entry: Entry) -> None:

@@ -74,6 +74,8 @@ class Application:
         if self.taken >= self.settings.queue:
             message = f"at most {self.settings.queue} requests wait at a time; try again."
             reply = refusal(429, "REQUEST_LIMIT_EXCEEDED", message, (b"retry-after", b"1"))
+            # The rest of a body that is within the limit is read and thrown away by the protocol.
+            unread = length > self._most
         elif length > self._most:
             reply = _too_large(self.settings.max_body_mb)
         else:

@@ -58,14 +58,24 @@ class Live:
         """Tell whether a version is loaded."""
         return self._served is not None
 
+    def load(self) -> None:
+        """Load the version that the URI names: before there is an event loop, so that what is wrong with it ends the process.
+
+        Raises:
+            ValueError: it cannot be served.
+
+        """
+        self._served = self._load(versions.resolve(self._uri))
+
     async def start(self) -> None:
-        """Load the version that the URI names, and watch the alias if it is one.
+        """Load the version that the URI names unless `load` did, and watch the alias if it is one.
 
         Raises:
             ValueError: it cannot be served; a server that cannot answer does not start.
 
         """
-        self._served = await asyncio.to_thread(self._load, await asyncio.to_thread(versions.resolve, self._uri))
+        if self._served is None:
+            await asyncio.to_thread(self.load)
         if versions.follows_alias(self._uri) and self._settings.watch_s > 0:
             self._watching = asyncio.create_task(self._watch(), name="watch-alias")
 

@@ -72,22 +72,14 @@ def serve(model: str, settings: Settings, fixed: frozenset[str], host: str, port
 
     """
     workers = _workers(model, settings, fixed)
-    os.environ[_ENVIRONMENT] = json.dumps({"model": model, "settings": options.to_json(settings), "fixed": sorted(fixed)})
-    config = uvicorn.Config(
-        "mlflow_opt.serving.process:make_application",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        log_level="warning",
-        access_log=False,
-        backlog=4096,
-        server_header=False,
-    )
     logger.info("Serving %s on http://%s:%d with %d worker%s.", model, host, port, workers, "s" if workers > 1 else "")
     if workers == 1:
-        _serve_alone(config)
+        application = Application(model, settings, fixed)
+        application.live.load()
+        _serve_alone(_configured(application, host, port, workers))
         return
+    os.environ[_ENVIRONMENT] = json.dumps({"model": model, "settings": options.to_json(settings), "fixed": sorted(fixed)})
+    config = _configured("mlflow_opt.serving.process:make_application", host, port, workers)
     with tempfile.TemporaryDirectory(prefix="mlflow-opt-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         Supervisor(config, sockets=[config.bind_socket()]).run()
@@ -110,7 +102,30 @@ def make_application() -> Application:
 
     log_to_stderr()
     said = json.loads(os.environ[_ENVIRONMENT])
-    return Application(said["model"], options.from_json(said["settings"]), frozenset(said["fixed"]))
+    application = Application(said["model"], options.from_json(said["settings"]), frozenset(said["fixed"]))
+    try:
+        application.live.load()
+    except ValueError as error:
+        # By this exit code the supervisor knows that another try would end alike.
+        logger.error("%s", error)
+        sys.exit(uvicorn.config.STARTUP_FAILURE)
+    return application
+
+
+def _configured(application: Application | str, host: str, port: int, workers: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        factory=isinstance(application, str),
+        host=host,
+        port=port,
+        workers=workers,
+        log_level="warning",
+        access_log=False,
+        backlog=4096,
+        server_header=False,
+        # It would wrap the application, and costs every request a look at its headers; nothing here needs a client's address.
+        proxy_headers=False,
+    )
 
 
 def _serve_alone(config: uvicorn.Config) -> None:
