@@ -18,7 +18,7 @@ from mlflow_opt.policy import parse_policy
 from recipes.quantize import prepared, quantised, schemes_for
 
 POLICY = parse_policy("validation_criteria: [{metric: accuracy, max_drop: 0.005}, {metric: speedup, min: 1.7}]")
-CONDITIONS = measure.Conditions(threads=1, budget_s=90.0)
+CONDITIONS = measure.Conditions(threads=1, budget_s=45.0)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from mlflow_opt import dropin_code, model_files
 from mlflow_opt.dropin_answers import answer_of
 from mlflow_opt.dropin_code import SessionOptions
-from mlflow_opt.exporting import OnnxGraph, runtime_errors
+from mlflow_opt.exporting import OnnxGraph, head, runtime_errors
 from mlflow_opt.model_files import stamp
 from mlflow_opt.models import Model
 from mlflow_opt.records import Param
@@ -34,6 +34,7 @@ _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas")
 _FORMAT = 1
 _PROGRESS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _CHECKED_ROWS = 32
+_UNKNOWN = "a value that nobody has seen"
 
 
 def save_dropin(
@@ -117,11 +118,6 @@ def pyfunc_input(rows: Any, model: Model) -> Any:
     return next(iter(rows.values())) if len(rows) == 1 and len(names) <= 1 and not any(name in rows for name in names) else dict(rows)
 
 
-def head(rows: Any, count: int) -> Any:
-    """Take the first rows of a table or of a dictionary of arrays."""
-    return rows.iloc[:count] if isinstance(rows, pd.DataFrame) else {name: array[:count] for name, array in rows.items()}
-
-
 def _save(folder: Path, files: Mapping[str, Path], baseline: Model, metadata: dict[str, Any]) -> None:
     import mlflow.pyfunc
 
@@ -192,7 +188,9 @@ def _bad_inputs(data: Any) -> list[tuple[str, Any]]:
         first = data.columns[0]
         numbers = [column for column in data.columns if pd.api.types.is_numeric_dtype(data[column].dtype)]
         bad = [(f"a table without {first}", data.drop(columns=first))]
-        return bad + [(f"text in {column}", data.assign(**{str(column): "text"})) for column in numbers[:1]]
+        bad += [(f"text in {column}", data.assign(**{str(column): "text"})) for column in numbers[:1]]
+        texts = [column for column in data.columns if column not in numbers]
+        return bad + [(f"an unknown value in {column}", data.assign(**{str(column): _UNKNOWN})) for column in texts]
     if isinstance(data, dict):
         return [("arrays of other names", {f"not_{name}": array for name, array in data.items()})]
     return [("text", np.full(np.shape(data), "text")), ("another shape", np.asarray(data)[..., :-1])]

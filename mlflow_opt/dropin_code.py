@@ -10,7 +10,7 @@ import costs a second and a half, and a timing session starts many processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +34,15 @@ class Feed:
         columns: columns of a table that make the (rows, columns) matrix; empty if the input is an array of any rank.
         categories: column -> its category values in code order; the matrix holds the code, NaN for a value not listed.
         key: what the array is called in a batch, where that is not the input's own name.
+        known: column -> the texts it may hold, MISSING among them; any text where the column is not named.
     """
 
     name: str
     dtype: str
     columns: tuple[str, ...] = ()
-    categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     key: str = ""
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Binding:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How ONNX Runtime runs a graph: threads of one call (0 = its default), graph optimisation level, session entries."""
+    """How ONNX Runtime runs a graph: threads of a call (0 = its default), graph optimisation level, session entries."""
 
     threads: int = 1
     graph_level: Literal["all", "extended", "basic", "disable"] = "all"
@@ -106,10 +108,7 @@ class Spec:
 def read_spec(path: Path) -> Spec:
     """Read `variant.json`."""
     said = json.loads(path.read_text())
-    feeds = tuple(
-        Feed(f["name"], f["dtype"], tuple(f["columns"]), {column: tuple(values) for column, values in f["categories"].items()}, f["key"])
-        for f in said["inputs"]
-    )
+    feeds = tuple(Feed(**{**one, "columns": tuple(one["columns"])}) for one in said["inputs"])
     form = Answer(**{**said["answer"], "classes": tuple(said["answer"]["classes"])})
     return Spec(Binding(feeds, Output(**said["output"])), form, SessionOptions(**said["session"]))
 
@@ -121,8 +120,7 @@ def open_session(graph: Path | bytes, options: SessionOptions) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     level = {"all": levels.ORT_ENABLE_ALL, "extended": levels.ORT_ENABLE_EXTENDED, "basic": levels.ORT_ENABLE_BASIC}
     made = onnxruntime.SessionOptions()
-    made.intra_op_num_threads = options.threads
-    made.inter_op_num_threads = 1
+    made.intra_op_num_threads, made.inter_op_num_threads = options.threads, 1
     made.graph_optimization_level = level.get(options.graph_level, levels.ORT_DISABLE_ALL)
     # Fatal errors only: converters guess output shapes, which it would comment on at every batch; other errors are raised.
     made.log_severity_level = 4
@@ -181,10 +179,9 @@ def probabilities(raw: np.ndarray, output: Output) -> np.ndarray:
 def answer(session: Any, spec: Spec, batch: Any) -> Any:
     """Answer a batch as the pyfunc of the replaced model does: container, names, types and shape."""
     feeds = feed(batch, spec.binding.inputs)
-    said = spec.answer
+    said, output = spec.answer, spec.binding.output
     if said.kind == "outputs":
         return _all_outputs(session, feeds, batch)
-    output = spec.binding.output
     if said.kind == "labels" and output.label:
         return np.asarray(run(session, [output.label], feeds)[0]).astype(said.dtype)
     raw = run(session, [output.name], feeds)[0]
@@ -205,7 +202,7 @@ def _from_table(table: pd.DataFrame, one: Feed) -> np.ndarray:
     if missing:
         raise ValueError(f"the model needs the columns {', '.join(map(str, missing))}, got {', '.join(map(str, table.columns))}; add them.")
     if one.dtype == "str":
-        return np.stack([_strings(table[column]) for column in one.columns], axis=1)
+        return np.stack([_strings(table[column], one.known.get(column)) for column in one.columns], axis=1)
     if not one.categories:
         return _numbers(table[list(one.columns)], one)
     whole = np.empty((len(table), len(one.columns)), _dtype(one))
@@ -226,13 +223,16 @@ def _numbers(values: Any, one: Feed) -> np.ndarray:
         raise ValueError(f"{named} must hold {one.dtype} numbers: {error}; give them the types of the signature.") from error
 
 
-def _strings(values: pd.Series[Any]) -> np.ndarray:
+def _strings(values: pd.Series[Any], known: Sequence[str] | None) -> np.ndarray:
     plain = values.to_numpy(dtype=object)
     absent = pd.isna(plain)
-    return np.array([MISSING if gone else str(value) for value, gone in zip(plain, absent, strict=True)], dtype=object)
+    texts = [MISSING if gone else str(value) for value, gone in zip(plain, absent, strict=True)]
+    if known is not None and (strange := set(texts).difference(known)):
+        raise ValueError(f"{values.name} must hold one of {', '.join(known)}, got {', '.join(strange)} ({MISSING} is a missing value).")
+    return np.array(texts, dtype=object)
 
 
-def _codes(values: pd.Series[Any], categories: tuple[Any, ...]) -> np.ndarray:
+def _codes(values: pd.Series[Any], categories: Sequence[Any]) -> np.ndarray:
     codes = np.asarray(pd.Index(categories).get_indexer(pd.Index(values.to_numpy(dtype=object))), dtype=float)
     codes[codes < 0] = np.nan
     return codes

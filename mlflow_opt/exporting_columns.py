@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_opt.dropin_code import Feed
+from mlflow_opt.dropin_code import MISSING, Feed
+from mlflow_opt.exporting_converters import is_missing
 
 NUMBERS, TEXT = "numbers", "text"
 
@@ -29,10 +30,13 @@ def entrance(estimator: Any, table: pd.DataFrame, *, frame: bool) -> tuple[Any, 
     numbers = [column for column in table.columns if column not in text]
     if not frame:
         return estimator, [Feed(NUMBERS, "float64", tuple(table.columns))]
-    first = _first_transformers(estimator)
-    if not first and text and numbers:
-        return estimator, [Feed(str(column), "str" if column in text else "float64", (column,)) for column in table.columns]
-    if first:
+    known = _known_texts(estimator, list(table.columns))
+    entries = _entries(estimator)
+    first = [one for one in entries if hasattr(one, "transformers_")]
+    if len(first) < len(entries) and text and numbers:
+        kinds = {column: "str" if column in text else "float64" for column in table.columns}
+        return estimator, [Feed(str(column), kinds[column], (column,), known=_of([column], known)) for column in table.columns]
+    if len(first) == len(entries):
         # skl2onnx takes a whole matrix as it lies when all of its columns are asked for, so they must lie in that order.
         order = _asked_order(first, list(table.columns))
         numbers, text = [one for one in order if one in numbers], [one for one in order if one in text]
@@ -40,7 +44,7 @@ def entrance(estimator: Any, table: pd.DataFrame, *, frame: bool) -> tuple[Any, 
     for transformer in first:
         _point(transformer, list(table.columns), at)
     feeds = [Feed(NUMBERS, "float64", tuple(numbers))] if numbers else []
-    return estimator, feeds + ([Feed(TEXT, "str", tuple(text))] if text else [])
+    return estimator, feeds + ([Feed(TEXT, "str", tuple(text), known=_of(text, known))] if text else [])
 
 
 def _settle(estimator: Any) -> None:
@@ -67,19 +71,38 @@ def _inside(estimator: Any) -> list[Any]:
     return found
 
 
-def _first_transformers(estimator: Any) -> list[Any]:
-    """Find the ColumnTransformers that see the table itself; none if anything else sees it too."""
-    if hasattr(estimator, "transformers_"):
-        return [estimator]
+def _entries(estimator: Any) -> list[Any]:
+    """Find the parts of an estimator that see the table itself."""
     if hasattr(estimator, "steps"):
-        return _first_transformers(estimator.steps[0][1])
+        return _entries(estimator.steps[0][1])
     if hasattr(estimator, "best_estimator_"):
-        return _first_transformers(estimator.best_estimator_)
+        return _entries(estimator.best_estimator_)
     members = getattr(estimator, "estimators_", None)
     if members is None or hasattr(estimator, "tree_"):
-        return []
-    found = [_first_transformers(one) for one in np.ravel(np.array(members, dtype=object)) if hasattr(one, "predict")]
-    return [one for some in found for one in some] if found and all(found) else []
+        return [estimator]
+    found = [_entries(one) for one in np.ravel(np.array(members, dtype=object)) if hasattr(one, "predict")]
+    return [one for some in found for one in some]
+
+
+def _known_texts(estimator: Any, columns: list[Any]) -> dict[Any, tuple[str, ...]]:
+    """List the texts that an encoder with `handle_unknown="error"` takes, by column: any other is refused, as by scikit-learn."""
+    known: dict[Any, tuple[str, ...]] = {}
+    for entry in _entries(estimator):
+        blocks = getattr(entry, "transformers_", [("", entry, columns)])
+        for _, step, wanted in blocks:
+            steps = [one for _, one in step.steps] if hasattr(step, "steps") else [step]
+            filled = [MISSING] if type(steps[0]).__name__ == "SimpleImputer" and is_missing(steps[0].missing_values) else []
+            encoder = steps[1] if filled and len(steps) > 1 else steps[0]
+            if getattr(encoder, "handle_unknown", "") != "error":
+                continue
+            for column, values in zip(_names(wanted, columns), encoder.categories_, strict=False):
+                texts = [MISSING if is_missing(one) else str(one) for one in values] + filled
+                known[column] = tuple(one for one in texts if one in known.get(column, texts))
+    return known
+
+
+def _of(columns: Sequence[Any], known: dict[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:
+    return {column: known[column] for column in columns if column in known}
 
 
 def _asked_order(transformers: Sequence[Any], columns: list[Any]) -> list[Any]:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mlflow_opt.contracts import tensors_of
+from mlflow_opt.contracts import columns_of
 from mlflow_opt.dropin_code import Binding, Feed, Output
 from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.flavour_torch import TorchRuntime
@@ -42,12 +43,10 @@ def export_network(model: Model, example: Any) -> Iterator[OnnxGraph]:
     """
     runtime: TorchRuntime = model.runtime
     arrays = {name: np.resize(one, (_TRACED_ROWS, *one.shape[1:])) for name, one in runtime.arrays(example).items()}
-    signed = list(tensors_of(model.signature)) if len(tensors_of(model.signature)) == len(arrays) else []
     proto = export_module(runtime.native, arrays)
-    feeds = []
-    for at, (name, array) in enumerate(arrays.items()):
-        # The batch names its arrays as the signature does, the graph as `forward` does.
-        feeds.append(Feed(name, array.dtype.name, key=signed[at] if signed else ""))
+    # A table's columns are the one input of a network; arrays are named as the signature does, the graph's inputs as `forward`.
+    columns = tuple(columns_of(model.signature, example.columns) or ()) if isinstance(example, pd.DataFrame) else ()
+    feeds = [Feed(name, array.dtype.name, columns, key=runtime.key(name, at)) for at, (name, array) in enumerate(arrays.items())]
     wide = list(proto.graph.output[0].type.tensor_type.shape.dim)
     single = len(wide) == 1 or (len(wide) == 2 and wide[1].dim_value == 1)
     yield OnnxGraph(proto, Binding(tuple(feeds), Output(_SCORES, "values" if single else "logits")))

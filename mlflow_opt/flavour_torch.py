@@ -24,6 +24,9 @@ class TorchRuntime:
         self._signature = model.signature
         self._tensors = tensors_of(model.signature)
         self.inputs = input_names(self.native, self._tensors)
+        # Signatures are often inferred from doubles, which a network of singles does not take.
+        kinds = [one.dtype for one in self.native.parameters() if one.dtype.is_floating_point]
+        self._floating = np.dtype(np.float64 if kinds and kinds[0] == torch.float64 else np.float32)
 
     def prepare(self, batch: Any) -> tuple[Any, ...]:
         """Give one tensor per argument of `forward`."""
@@ -33,21 +36,38 @@ class TorchRuntime:
         return tuple(self._torch.from_numpy(array) for array in own)
 
     def arrays(self, batch: Any) -> dict[str, np.ndarray]:
-        """Give the arrays under the names of `forward`'s arguments, cast to the types of the signature.
+        """Give the arrays under the names of `forward`'s arguments, in the types that the module takes.
 
-        A signature's names are matched first, then the arguments' own; where neither fits, as many arrays as arguments are
-        taken in their order. Without a signature whole numbers become int64 except uint8 images, and others float32.
+        The arguments' own names are matched first, then the signature's in its order; where neither fits, as many arrays as
+        arguments are taken in their order. Fractions become the type of the module's weights; whole numbers the signature's
+        type, or without one int64, save uint8 images.
         """
         if isinstance(batch, pd.DataFrame):
             batch = {"": to_matrix(to_table(batch, columns_of(self._signature, None), self._signature))}
         elif not isinstance(batch, Mapping):
             batch = {"": np.asarray(batch)}
         names = _match(list(batch), list(self._tensors), self.inputs)
-        dtypes = list(self._tensors.values()) if len(self._tensors) == len(names) else [None] * len(names)
-        return {
-            argument: _cast(np.asarray(batch[name]), dtype, argument)
-            for argument, name, dtype in zip(self.inputs, names, dtypes, strict=False)
-        }
+        return {argument: self._cast(batch[name], argument, at) for at, (argument, name) in enumerate(zip(self.inputs, names, strict=True))}
+
+    def key(self, argument: str, at: int) -> str:
+        """Name the array of an argument as the signature does, `""` if it does not say."""
+        signed = list(self._tensors)
+        if argument in self._tensors or len(signed) != len(self.inputs):
+            return ""
+        return signed[at]
+
+    def _cast(self, values: Any, argument: str, at: int) -> np.ndarray:
+        array = np.asarray(values)
+        if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
+            raise ValueError(f"the input {argument} must hold numbers, got {array.dtype}; encode them as in training.")
+        signed = self._tensors.get(argument) or self._tensors.get(self.key(argument, at))
+        if array.dtype.kind == "f" and signed is not None and signed.kind in "iu":
+            raise ValueError(f"the input {argument} must hold {signed}, got {array.dtype}; convert it.")
+        if signed is not None:
+            return array.astype(self._floating if signed.kind == "f" else signed, copy=False)
+        if array.dtype.kind == "f":
+            return array.astype(self._floating, copy=False)
+        return array if array.dtype in (np.uint8, np.bool_) else array.astype(np.int64)
 
     def call(self, prepared: tuple[Any, ...]) -> Any:
         """Run the module."""
@@ -95,19 +115,9 @@ def input_names(module: Any, tensors: Mapping[str, Any]) -> list[str]:
 
 
 def _match(given: list[str], signed: list[str], arguments: list[str]) -> list[str]:
-    for names in (signed, arguments):
-        if names and all(name in given for name in names):
+    for names in (arguments, signed):
+        if len(names) == len(arguments) and all(name in given for name in names):
             return names
     if len(given) == len(arguments):
         return given
     raise ValueError(f"the model takes the arrays {', '.join(arguments)}, got {', '.join(given)}; name them alike.")
-
-
-def _cast(array: np.ndarray, dtype: Any, argument: str) -> np.ndarray:
-    if dtype is None:
-        if array.dtype == np.uint8 or array.dtype == np.bool_:
-            return array
-        dtype = np.dtype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32)
-    if not np.issubdtype(array.dtype, np.number) and array.dtype != np.bool_:
-        raise ValueError(f"the input {argument} must hold numbers of type {dtype}, got {array.dtype}; give it numbers.")
-    return array.astype(dtype, copy=False)

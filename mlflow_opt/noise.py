@@ -22,7 +22,8 @@ MAX_STEAL = {"ratio": 0.50, "latency": 0.10}
 MAX_OFF_CPU = {"ratio": 0.90, "latency": 0.35}
 MAX_DRIFT = {"ratio": 4.0, "latency": 2.0}
 # A standard deviation of the sessions' log-ratios beyond this (a factor of 1.35) means that processes do not agree on who is faster.
-MAX_DISPERSION = 0.30
+# Where the gain itself is many times that (15x against a spread of 1.4x) they do agree, so the limit grows with the mean log-ratio.
+MAX_DISPERSION, SHARE_OF_GAIN = 0.30, 0.25
 
 
 def doubt_of(readings: Sequence[Reading], log_ratios: Sequence[float], judged: Literal["ratio", "latency"]) -> str:
@@ -63,6 +64,7 @@ def _dispersion(log_ratios: Sequence[float]) -> str:
     if len(log_ratios) < 2:
         return ""
     spread = float(np.std(log_ratios, ddof=1))
-    if spread <= MAX_DISPERSION:
+    limit = max(MAX_DISPERSION, SHARE_OF_GAIN * abs(float(np.mean(log_ratios))))
+    if spread <= limit:
         return ""
-    return f"speed-ups differed by a factor of {math.exp(spread):.2f} between processes (limit {math.exp(MAX_DISPERSION):.2f})"
+    return f"speed-ups differed by a factor of {math.exp(spread):.2f} between processes (limit {math.exp(limit):.2f})"

@@ -21,8 +21,13 @@ BASE_UNITS = 400
 BOUND = 1.05
 # True speed-up of the candidate -> units of its reference: none, exactly the bound, and 5, 10 and 20% over the bound.
 CASES = {"null": 400, "bound": 420, "gain_5": 441, "gain_10": 462, "gain_20": 504}
-# A process that does nothing but work, as a neighbour on a shared machine would.
-_WORK = "import numpy\nm = numpy.ones((300, 300))\nwhile True:\n    m @ m, sorted(range(20000), key=lambda x: -x)"
+# A process that does nothing but work, as a neighbour on a shared machine would. It ends when its parent is gone, however that died.
+_WORK = """
+import numpy, os
+parent, m = os.getppid(), numpy.ones((300, 300))
+while os.getppid() == parent:
+    m @ m, sorted(range(20000), key=lambda x: -x)
+"""
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import Schema, TensorSpec
+
+# The package has no types.
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from mlflow_opt import models
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests.tiny import TELCO
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Train on one thread: OpenMP's threads wait for each other, which takes seconds on a machine that is busy."""
+    with threadpool_limits(1):
+        yield
+
 
 TRAINED = slice(0, 1500)
 BINARY = Task("binary", (0, 1))
@@ -60,6 +72,7 @@ def housing() -> tuple[pd.DataFrame, np.ndarray]:
 def save(folder: Path, native: Any, rows: Any, answer: Any = None, flavour: str = "sklearn", **kept: Any) -> Model:
     """Save a native model with a signature inferred from rows and load it through its flavour."""
     import mlflow.lightgbm
+    import mlflow.pytorch
     import mlflow.sklearn
 
     save_model = getattr(mlflow, flavour).save_model

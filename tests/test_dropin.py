@@ -27,6 +27,7 @@ from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
+from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
 
 Made = tuple[Model, Any, Task]
 
@@ -135,6 +136,30 @@ def test_variant_takes_text_when_lightgbm_has_categories(tmp_path: Path) -> None
     plain = made[1].astype(dict.fromkeys(zoo.text_columns(made[1]), object))
     labels = mlflow.pyfunc.load_model(str(variant.path)).predict(plain)
     np.testing.assert_array_equal(labels, made[0].native.predict(made[1]))
+
+
+def test_variant_refuses_unknown_text_when_encoder_does(tmp_path: Path) -> None:
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    table, labels = zoo.telco(holes=True)
+    strict = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder())
+    made = (
+        zoo.save(tmp_path / "m", zoo.encoded(LogisticRegression(max_iter=500), table, strict).fit(table, labels), table),
+        table,
+        zoo.BINARY,
+    )
+    variant = variant_of(made, tmp_path / "v")
+    check_dropin(variant, made[0], table)
+    with pytest.raises(ValueError, match="contract must hold one of Month-to-month, One year, Two year"):
+        variant.predict(table.assign(contract="Weekly"))
+    answers, wanted = pyfuncs(variant, made)  # missing values are filled, not refused
+    np.testing.assert_array_equal(answers, wanted)
+    lax = _edited(variant, tmp_path / "lax", lambda said: said["inputs"][1].update(known={}))
+    with pytest.raises(ValueError, match="accepts an unknown value in"):
+        check_dropin(lax, made[0], table)
 
 
 def test_variant_answers_the_first_class_when_scores_are_equal(classifier: Made, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mlflow_opt.exporting_trees import booster_graph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
+from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
 
 # Doubles through other sums than scikit-learn's.
 EXACT = 1e-9

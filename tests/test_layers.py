@@ -33,7 +33,7 @@ ARROWS = {
     "plugin": {"base", "gate", "core", "plugin", "discovery"},
     "session": {"base", "gate", "core", "session", "discovery"},
     "discovery": {"base", "gate"},
-    "recipes": {"base", "gate", "core", "session"},
+    "recipes": {"base", "gate", "core", "session", "serving"},
     "serving": {"base", "gate", "core", "session", "serving"},
     "front": {"base", "front"},
     "commands": {"base", "gate", "core", "session", "discovery", "plugin", "serving", "front", "commands"},

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from mlflow_opt import dropin, exporting, models
@@ -23,6 +24,7 @@ from mlflow_opt.dropin import SessionOptions
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
+from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
 
 ELSEWHERE = """
 import json, sys
@@ -244,6 +246,32 @@ def test_predict_takes_arrays_by_name_or_position_when_network(tmp_path: Path) -
     np.testing.assert_array_equal(model.predict(ordered), wanted)
     with pytest.raises(ValueError, match="takes the arrays input_ids, token_type_ids, got input_ids"):
         model.prepare({"input_ids": rows["input_ids"]})
+
+
+def test_predict_matches_names_first_when_signature_has_another_order(tmp_path: Path) -> None:
+    from mlflow.types import TensorSpec
+
+    torch.manual_seed(0)
+    whole = np.dtype(np.int64)
+    specs = [TensorSpec(whole, (-1, -1), "token_type_ids"), TensorSpec(whole, (-1, -1), "input_ids")]
+    model = zoo.save_network(tmp_path / "m", zoo.TwoInputs(), specs, (3,))
+    rows = {"input_ids": np.array([[40, 3]]), "token_type_ids": np.array([[0, 1]])}
+    assert model.predict(rows).shape == (1, 3)  # 40 is no token type: the other order would raise
+    with pytest.raises(ValueError, match="input_ids must hold int64, got float64"):
+        model.predict({**rows, "input_ids": rows["input_ids"] + 0.5})
+
+
+def test_predict_takes_a_table_when_network_has_named_columns(tmp_path: Path) -> None:
+    table, _ = zoo.housing()
+    module = torch.nn.Linear(table.shape[1], 2)
+    model = zoo.save(tmp_path / "m", module, table, np.zeros((5, 2)), flavour="pytorch", serialization_format="pickle")
+    shuffled = table[list(reversed(table.columns))].assign(more=1.0)
+    np.testing.assert_array_equal(model.predict(shuffled), model.predict(table))
+    graph = exporting.to_onnx(model, shuffled[:50], Task("multiclass", (0, 1)))
+    assert graph.binding.inputs[0].columns == tuple(table.columns)
+    options = SessionOptions()
+    variant = dropin.save_dropin(graph, model, tmp_path / "v", session=options, example=table[:5])
+    np.testing.assert_allclose(variant.predict(shuffled), model.predict(table), rtol=1e-4)
 
 
 def test_predict_casts_to_single_when_network_is_given_doubles(tmp_path: Path) -> None:

@@ -6,45 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import requests
-from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from mlflow_opt.evidence import EVIDENCE_RUN
 from mlflow_opt.plugin.discovery import history_of
 from mlflow_opt.records import Quantity
-from tests.evidence_factory import GOOD, WRONG, Evidence, candidate, good, logged_model, model_id_of, register, write_evidence
+from tests.attack_scene import Scene
+from tests.evidence_factory import GOOD, WRONG, Evidence, candidate, good, logged_model, model_id_of, write_evidence
 from tests.servers import LiveServer
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A live server, a model of its own with a proven champion (version 1), and a version without evidence (2)."""
-
-    server: LiveServer
-    client: MlflowClient
-    name: str
-    champion_id: str
-    source_id: str
-
-    def set_alias(self, version: str, alias: str = "champion", name: str = "") -> requests.Response:
-        return self.server.post("registered-models/alias", {"name": name or self.name, "alias": alias, "version": version})
-
-    def aliases(self, name: str = "") -> dict[str, str]:
-        return {alias: str(version) for alias, version in self.client.get_registered_model(name or self.name).aliases.items()}
-
-    def against_champion(self, **changed: Any) -> str:
-        return good(self.client, self.name, self.champion_id, **changed)
-
-    def bare(self, name: str = "") -> str:
-        return register(self.client, name or self.name, logged_model(self.client))
-
-    def rest(self, route: str, method: str = "POST", **body: Any) -> requests.Response:
-        return self.server.post(route, body, method=method)
 
 
 @pytest.fixture

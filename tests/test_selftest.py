@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -9,7 +12,7 @@ from benchmarks import false_promotion
 from mlflow_opt.calibrated import Calibrated, rows
 from mlflow_opt.commands.selftest import rates, selftest, table
 from mlflow_opt.records import Outcome, Quantity
-from mlflow_opt.trials import CASES, Trial, neighbour, pass_rate
+from mlflow_opt.trials import CASES, Trial, pass_rate
 
 
 def _trials(case: str, passed: int, undecided: int, failed: int) -> list[Trial]:
@@ -70,9 +73,19 @@ def test_calibrated_models_differ_by_exactly_what_they_say_when_counted() -> Non
     assert model.call(row) == pytest.approx(row)
 
 
-def test_neighbour_is_gone_when_the_work_is_done() -> None:
-    with pytest.raises(KeyError), neighbour(working=True):
-        raise KeyError
+def test_neighbour_is_gone_when_its_parent_is_killed() -> None:
+    code = (
+        "import os, subprocess, sys\nfrom mlflow_opt.trials import neighbour\n"
+        "with neighbour(True):\n"
+        "    children = open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read().split()\n"
+        "    print(children[0], flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    child = Path("/proc") / subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    assert child.name.isdigit()
+    deadline = time.monotonic() + 20
+    while child.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not child.exists()
 
 
 def test_benchmark_keeps_its_tries_when_written_and_read(tmp_path: Path) -> None:

@@ -215,3 +215,13 @@ def test_doubt_is_raised_when_sessions_disagree() -> None:
     assert "differed by a factor" in doubt_of([QUIET] * 4, [0.0, 1.0, -1.0, 0.5], "ratio")
     # One bad session among many widens the interval and raises no doubt.
     assert doubt_of([QUIET] * 6 + [replace(QUIET, off_cpu=0.99)], [0.1] * 7, "ratio") == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "doubted"),
+    [(0.0, 0.4, True), (0.05, 0.4, True), (2.7, 0.4, False), (2.7, 1.0, True)],
+    ids=["equal_models", "small_gain", "large_gain", "large_gain_larger_spread"],
+)
+def test_doubt_of_dispersion_depends_on_the_gain_when_processes_differ(gain: float, spread: float, doubted: bool) -> None:
+    ratios = [gain - spread, gain + spread, gain - spread, gain + spread]
+    assert ("differed by a factor" in doubt_of([QUIET] * 4, ratios, "ratio")) is doubted

@@ -22,6 +22,12 @@ CLI_ONLY = True
 _logger = logging.getLogger(__name__)
 _NAME = "fashion"
 _START_S = 90
+# As fast as the champion is enough here, so that the broken version is refused for its predictions alone.
+_POLICY = f"""{_NAME}:
+  validation_criteria:
+    - {{metric: speedup, min: 0.9}}
+    - {{metric: accuracy, max_drop: 0.01}}
+"""
 
 
 @contextmanager
@@ -34,10 +40,12 @@ def gated_server(home: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--registry-store-uri", f"gated+sqlite:///{database}"]
     command += ["--artifacts-destination", str(home / "artifacts")]
-    uri = f"http://127.0.0.1:{port}"
+    uri, policy = f"http://127.0.0.1:{port}", home / "policy.yaml"
+    policy.write_text(_POLICY, encoding="utf-8")
+    environment = os.environ | {"MLFLOW_OPT_POLICY": str(policy)}
     with (home / "server.log").open("w", encoding="utf-8") as log:
         # The command is made above, of paths and a port.
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=home, start_new_session=True)  # noqa: S603
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment)  # noqa: S603
         try:
             _wait(uri, server, home / "server.log")
             yield uri

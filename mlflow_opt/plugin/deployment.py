@@ -35,11 +35,12 @@ Each -C is a parameter of the server; `python -m {_COMMAND} --help` lists them. 
 _TIMEOUT_S = 60
 
 
-def run_local(target: str, name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
     """Serve a model on this machine until it is told to stop.
 
+    MLflow's documentation shows a first argument `target`; its code passes none.
+
     Args:
-        target: `mlflow-opt`.
         name: of the deployment; only said in the log.
         model_uri: the model.
         flavor: not needed; the fastest way that the model has is taken.
@@ -50,7 +51,7 @@ def run_local(target: str, name: str, model_uri: str, flavor: str | None = None,
 
     """
     if flavor:
-        raise MlflowException(f"{target} chooses the runtime itself, got --flavor {flavor}; leave it out.", INVALID_PARAMETER_VALUE)
+        raise MlflowException(f"mlflow-opt chooses the runtime itself, got --flavor {flavor}; leave it out.", INVALID_PARAMETER_VALUE)
     logger.info("Deploying %s as %s on this machine.", model_uri, name)
     words = [word for key, value in (config or {}).items() for word in (f"--{key}", str(value))]
     # The words are one argument each and go through no shell.
