@@ -58,7 +58,9 @@ def standing_verdict(name: str, version: str, alias: str, policy_path: str) -> V
         return _refused(f"{name} version {version} has no logged model behind it, so nothing can be evidence for it; log it with MLflow 3.")
     trial = read_trial(model_id)
     gate = active_gate(tracking.client(), name)
-    judged = judge_trial(trial, _cover(gate, policy_path), proof.model_behind(name, alias), int(time.time() * 1000))
+    # The hook remembers the last champion even where the alias was deleted; a plain registry knows today's alias only.
+    reference = gate.references.get(alias.lower(), "") if gate else proof.model_behind(name, alias)
+    judged = judge_trial(trial, _cover(gate, policy_path), reference, int(time.time() * 1000))
     reasons = [*judged.verdict.reasons, *_files(model_id, trial.tags)]
     return Verdict(worst(reasons), tuple(reasons))
 

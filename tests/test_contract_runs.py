@@ -21,7 +21,11 @@ RECIPES = [entry for entry in entries() if entry.kind == "recipe"]
 # The recipe's bundled data tells what it works on.
 KINDS = {"fashion_mnist": tiny_network, "telco_churn": tiny_table}
 # (recipe, why it is not run here). Nothing else is left out.
-SKIPS: tuple[tuple[str, str], ...] = ()
+SKIPS: tuple[tuple[str, str], ...] = (
+    ("serve", "it compares settings of a server, not variants of a model: it takes no policy and registers nothing"),
+)
+# A high quantile is left out where a loaded machine gave too few samples for it.
+SAMPLED = {"latency_p95_ms", "latency_p99_ms"}
 SECONDS = 900
 
 IMPOSSIBLE = """
@@ -91,11 +95,11 @@ def test_recipe_ends_finished_and_registers_nothing_when_policy_is_impossible(tw
 def test_recipe_logs_a_baseline_and_variants_with_the_same_metrics_when_run(twice: Twice) -> None:
     children = twice.runs[0].children
     assert "baseline" in children
-    variants = {name: set(run.data.metrics) for name, run in children.items() if name != "baseline"}
+    variants = {name: set(run.data.metrics) - SAMPLED for name, run in children.items() if name != "baseline"}
     assert variants
     names = next(iter(variants.values()))
     assert all(found == names for found in variants.values())
-    missing = set(children["baseline"].data.metrics) - names
+    missing = set(children["baseline"].data.metrics) - SAMPLED - names
     assert not missing
     assert {"latency_p50_ms", "size_mb"} <= set(children["baseline"].data.metrics)
 

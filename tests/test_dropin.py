@@ -27,7 +27,9 @@ from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
-from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
+
+# A fixture for every test of the file.
+from tests.model_zoo import one_thread  # noqa: F401
 
 Made = tuple[Model, Any, Task]
 

@@ -24,7 +24,9 @@ from mlflow_opt.exporting_trees import booster_graph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
-from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
+
+# A fixture for every test of the file.
+from tests.model_zoo import one_thread  # noqa: F401
 
 # Doubles through other sums than scikit-learn's.
 EXACT = 1e-9
@@ -298,7 +300,8 @@ def test_to_onnx_quantises_when_image_network(tmp_path: Path) -> None:
     graph = exporting.to_onnx(model, rows, Task("multiclass", tuple(range(10))))
     name = graph.binding.inputs[0].name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the runtime has no types
+    # The runtime has no types.
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.batches = iter([{name: rows["pixels"]}])
 

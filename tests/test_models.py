@@ -24,7 +24,9 @@ from mlflow_opt.dropin import SessionOptions
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
-from tests.model_zoo import one_thread  # noqa: F401  # a fixture for every test of the file
+
+# A fixture for every test of the file.
+from tests.model_zoo import one_thread  # noqa: F401
 
 ELSEWHERE = """
 import json, sys
@@ -299,7 +301,8 @@ def test_variant_loads_without_training_libraries_when_in_another_process(
 def test_model_pickles_without_its_native_when_loaded(booster: tuple[Model, pd.DataFrame]) -> None:
     model, table = booster
     wanted = model.predict(table)
-    again = pickle.loads(pickle.dumps(model))  # noqa: S301  # our own bytes
+    # Our own bytes.
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301
     assert again == model
     assert "runtime" not in vars(again)
     np.testing.assert_array_equal(again.predict(table), wanted)
@@ -378,7 +381,8 @@ def test_scores_are_found_when_onnx_has_label_and_probabilities(zipmap: bool, tm
     np.testing.assert_allclose(model.predict({"X": rows}), native.predict_proba(rows), atol=1e-5)
 
 
-class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]  # MLflow's stub does not export it
+# MLflow's stub does not export it.
+class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         return model_input["a"] * 2
 
