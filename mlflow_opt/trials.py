@@ -23,9 +23,9 @@ BOUND = 1.05
 CASES = {"null": 400, "bound": 420, "gain_5": 441, "gain_10": 462, "gain_20": 504}
 # A process that does nothing but work, as a neighbour on a shared machine would. It ends when its parent is gone, however that died.
 _WORK = """
-import numpy, os
-parent, m = os.getppid(), numpy.ones((300, 300))
-while os.getppid() == parent:
+import numpy, os, sys
+m = numpy.ones((300, 300))
+while os.getppid() == int(sys.argv[1]):
     m @ m, sorted(range(20000), key=lambda x: -x)
 """
 
@@ -85,7 +85,7 @@ def neighbour(working: bool) -> Iterator[None]:
         return
     # One process is meant, not one a core.
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
-    process = subprocess.Popen([sys.executable, "-c", _WORK], env=environment)  # noqa: S603
+    process = subprocess.Popen([sys.executable, "-c", _WORK, str(os.getpid())], env=environment)  # noqa: S603
     try:
         yield
     finally:

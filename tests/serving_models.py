@@ -165,7 +165,8 @@ def client(application: Any) -> httpx.AsyncClient:
 
 def answered_by(application: Application) -> dict[str, int]:
     """Count the answers so far by who gave them."""
-    samples = [sample for metric in application.telemetry.requests.collect() for sample in metric.samples]
+    application.telemetry.flush(0)
+    samples = [sample for metric in application.telemetry.requests.counter.collect() for sample in metric.samples]
     counts: dict[str, int] = {}
     for sample in samples:
         if sample.name.endswith("_total"):

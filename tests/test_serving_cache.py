@@ -199,7 +199,6 @@ def test_server_answers_alike_when_redis_comes_and_goes(serving_models: Mapping[
             await ask_all(application)
             server.kill()
             server.wait(10)
-            application.telemetry.cache.labels("hit")
             more = [await _ask(application, split(numbers(1, seed=seed))) for seed in range(20, 25)]
             assert [answer.status_code for answer in more] == [200] * 5
 
@@ -215,5 +214,8 @@ async def _ask(application: Application, body: bytes) -> httpx.Response:
 
 
 def _outcomes(application: Application) -> dict[str, int]:
-    samples = [sample for metric in application.telemetry.cache.collect() for sample in metric.samples]
-    return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
+    application.telemetry.flush(0)
+    samples = [sample for metric in application.telemetry.cache.counter.collect() for sample in metric.samples]
+    return dict.fromkeys(("hit", "shared", "joined", "miss", "error"), 0) | {
+        sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")
+    }

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import pytest
 
+from mlflow_opt.serving.app import Application
+from mlflow_opt.serving.operators import operator_types, uncertain_operators
 from mlflow_opt.serving.settings import Settings
-from tests.serving_models import MIXED, NUMBERS, Pair, answered_by, mixed, numbers, serving_models, split
+from tests.serving_models import MIXED, NUMBERS, Pair, answered_by, client, mixed, numbers, serving_models, split, with_application
 
 __all__ = ["serving_models"]
 
@@ -183,3 +187,35 @@ def test_server_says_what_is_missing_when_a_column_is(pairs: Mapping[str, Pair])
         return str(ours.json()["message"])
 
     assert "Model is missing inputs ['d']" in asyncio.run(ask())
+
+
+def test_server_joins_all_the_same_when_batching_is_always(serving_models: Mapping[str, Path]) -> None:
+    async def ask(application: Application) -> None:
+        bodies = [split(numbers(1, seed=seed)) for seed in range(40)]
+        headers = {"content-type": "application/json"}
+        asked = (client(application).post("/invocations", content=body, headers=headers) for body in bodies)
+        answers = [answer.json()["predictions"][0] for answer in await asyncio.gather(*asked)]
+        model = mlflow.pyfunc.load_model(str(serving_models["trees_variant"]))
+        wanted = [float(model.predict(numbers(1, seed=seed))[0]) for seed in range(40)]
+        np.testing.assert_allclose(answers, wanted, rtol=1e-12)
+        sizes = {sample.name: sample.value for metric in application.telemetry.batch_rows.collect() for sample in metric.samples}
+        assert sizes["mlflow_opt_batch_rows_count"] < 40
+
+    with_application(serving_models["trees_variant"], ask, batching="always")
+
+
+@pytest.mark.parametrize(
+    ("name", "uncertain"),
+    [("trees_variant", {"Sigmoid"}), ("network_variant", {"Gemm", "Softmax"}), ("mixed_variant", set())],
+    ids=["trees", "network", "pipeline"],
+)
+def test_operators_are_named_when_a_batch_may_change_their_last_bits(
+    serving_models: Mapping[str, Path], name: str, uncertain: set[str]
+) -> None:
+    import onnx
+
+    path = serving_models[name] / "artifacts" / "model.onnx"
+    assert operator_types(path.read_bytes()) == {node.op_type for node in onnx.load(path).graph.node}
+    assert set(uncertain_operators(path)) >= uncertain
+    with pytest.raises(ValueError, match="must be a protocol buffer"):
+        operator_types(path.read_bytes()[:-3])

@@ -103,6 +103,28 @@ def test_server_answers_413_when_a_body_is_too_large(serving_models: Mapping[str
     with_application(serving_models["booster"], check, max_body_mb=1.0)
 
 
+def test_server_answers_others_when_many_bodies_never_come(serving_models: Mapping[str, Path]) -> None:
+    async def check(application: Application) -> None:
+        slow = [asyncio.create_task(_post(application, _parts(10, 0.2))) for _ in range(30)]
+        await asyncio.sleep(0.05)
+        assert (await _post(application, split(numbers(1)))).status_code == 200
+        assert {answer.status_code for answer in await asyncio.gather(*slow)} == {408}
+
+    with_application(serving_models["booster"], check, deadline_ms=400.0, queue=2)
+
+
+def test_server_holds_a_bounded_amount_when_a_crowd_sends_large_bodies(serving_models: Mapping[str, Path]) -> None:
+    async def check(application: Application) -> None:
+        answers = await asyncio.gather(*(_post(application, _parts(9, 0.05)) for _ in range(60)))
+        codes = [answer.status_code for answer in answers]
+        # 60 bodies of 0.9 MB where 32 of the largest size, 1 MB, may be on their way.
+        assert set(codes) == {400, 429}
+        assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429)
+        assert (await _post(application, split(numbers(1)))).status_code == 200
+
+    with_application(serving_models["booster"], check, max_body_mb=1.0)
+
+
 def test_server_answers_408_when_a_body_is_slow(serving_models: Mapping[str, Path]) -> None:
     async def check(application: Application) -> None:
         slow = asyncio.create_task(_post(application, _parts(10, 0.1)))

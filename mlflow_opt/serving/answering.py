@@ -32,7 +32,7 @@ class Answerer:
         self._memory: MemoryCache | None = None
         self._redis: RedisCache | None = None
         self._flights = Flights()
-        self._counts = {name: telemetry.cache.labels(name) for name in ("hit", "shared", "joined", "miss", "error")}
+        self._lookups = telemetry.cache
         self._settings = settings
         self._fetch = load_hook(settings.features) if settings.features else None
 
@@ -43,7 +43,7 @@ class Answerer:
         found = self._memory.get((self._live.served.identity + content_type, body))
         if found is None:
             return None
-        self._counts["hit"].inc()
+        self._lookups.add("hit")
         return Reply(200, found, "cache")
 
     async def answer(self, body: bytes, content_type: str) -> Reply:
@@ -75,11 +75,11 @@ class Answerer:
         found = memory.get(key)
         if found is not None:
             # Only with a feature hook: every other hit was found before it came here.
-            self._counts["hit"].inc()
+            self._lookups.add("hit")
             return Reply(200, found, "cache")
         found = await self._flights.join(key)
         if found is not None:
-            self._counts["joined"].inc()
+            self._lookups.add("joined")
             return Reply(200, found, "cache")
         leads = self._flights.begin(key)
         shared: bytes | None = None
@@ -87,10 +87,10 @@ class Answerer:
             found = await redis.get(key) if redis else None
             if found is not None:
                 shared = found
-                self._counts["shared"].inc()
+                self._lookups.add("shared")
                 memory.put(key, found)
                 return Reply(200, found, "cache")
-            self._counts["miss"].inc()
+            self._lookups.add("miss")
             reply = await served.answer(body, content_type)
             if reply.status == 200:
                 shared = reply.body
@@ -106,7 +106,7 @@ class Answerer:
         if self._memory is None:
             self._memory = MemoryCache(self._settings.cache_entries, int(self._settings.cache_mb * 1e6), self._settings.cache_ttl_s)
         if chosen.cache == "redis" and self._redis is None:
-            self._redis = RedisCache(self._settings.redis_url, self._settings.cache_ttl_s, self._counts["error"].inc)
+            self._redis = RedisCache(self._settings.redis_url, self._settings.cache_ttl_s, lambda: self._lookups.add("error"))
         return self._memory, self._redis if chosen.cache == "redis" else None
 
     async def _complete(self, fetch: Fetch, body: bytes, content_type: str) -> bytes | Reply:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any, cast
 
 from mlflow_opt.serving import telemetry as counting
@@ -20,6 +21,10 @@ from mlflow_opt.serving.replies import Reply, Send, deliver, refusal
 from mlflow_opt.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# Bodies of the largest size that may be on their way at a time: what a crowd of slow senders can make the server hold.
+_BODIES_AT_A_TIME = 32
+_FLUSH_S = 1.0
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Scope = MutableMapping[str, Any]
@@ -48,7 +53,8 @@ class Application:
         self._answerer = Answerer(self.live, settings, self.telemetry)
         self._most = int(settings.max_body_mb * 1e6)
         self._routes = make_routes(self)
-        self._counters: dict[tuple[int, str], Any] = {}
+        self._arriving = 0
+        self._flushing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be an ASGI application."""
@@ -60,52 +66,51 @@ class Application:
     async def start(self) -> None:
         """Load the model and begin to watch its alias."""
         await self.live.start()
+        if counting.shared_by_workers():
+            self._flushing = asyncio.create_task(self._flush(), name="flush-counts")
 
     async def stop(self) -> None:
         """Let go of the model and of the cache."""
+        if self._flushing is not None:
+            self._flushing.cancel()
         await self.live.stop()
         await self._answerer.close()
+
+    async def _flush(self) -> None:
+        """Hand the counts over, for whichever worker is asked for them."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self.telemetry.flush(self.taken)
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
         content_type, length, deadline_ms = _read_headers(scope["headers"], self.settings.deadline_ms)
-        # A body that was not read keeps its connection from carrying another request.
-        unread = True
-        if self.taken >= self.settings.queue:
-            message = f"at most {self.settings.queue} requests wait at a time; try again."
-            reply = refusal(429, "REQUEST_LIMIT_EXCEEDED", message, (b"retry-after", b"1"))
-            # The rest of a body that is within the limit is read and thrown away by the protocol.
-            unread = length > self._most
-        elif length > self._most:
+        if length > self._most:
             reply = _too_large(self.settings.max_body_mb)
         else:
-            self.taken += 1
-            try:
-                reply = await self._answer_in_time(content_type, receive, deadline_ms / 1000)
-                unread = reply.status in (408, 413)
-            finally:
-                self.taken -= 1
-        self._count(reply, time.perf_counter() - begun)
-        await deliver(reply, send, last=unread or self.draining)
+            reply = await self._answer_in_time(content_type, receive, deadline_ms / 1000)
+        self.telemetry.requests.add(reply.status, reply.path)
+        self.telemetry.seconds.observe(time.perf_counter() - begun)
+        # A body that was not read keeps its connection from carrying another request.
+        await deliver(reply, send, last=reply.path == "unread" or self.draining)
 
     async def _answer_in_time(self, content_type: str, receive: Receive, seconds: float) -> Reply:
         # A request is answered in a task of its own; there is always one.
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        read = False
+        body: bytes | Reply | None = None
         self._deadlines.enter(task, seconds)
         try:
             body = await self._read_body(receive)
-            if body is None:
-                return _too_large(self.settings.max_body_mb)
-            read = True
-            return self._answerer.at_once(body, content_type) or await self._answerer.answer(body, content_type)
+            if isinstance(body, Reply):
+                return body
+            return self._answerer.at_once(body, content_type) or await self._answer(body, content_type)
         except asyncio.CancelledError:
             if not self._deadlines.ended(task):
                 raise
-            if read:
+            if body is not None:
                 # The status and the words of MLflow's scoring server.
                 return refusal(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")
-            return refusal(408, "DEADLINE_EXCEEDED", f"a request must arrive within {seconds:g} s; send its body faster.")
+            return _unread(408, "DEADLINE_EXCEEDED", f"a request must arrive within {seconds:g} s; send its body faster.")
         # A fault of ours or of the model's own code ends this request, with a status that monitoring sees, and no other.
         except Exception:
             logger.exception("A request could not be answered.")
@@ -113,29 +118,40 @@ class Application:
         finally:
             self._deadlines.leave(task)
 
-    async def _read_body(self, receive: Receive) -> bytes | None:
-        """Read a body; None if it is beyond the limit, which a client need not say beforehand."""
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
-        parts = [body]
-        size = len(body)
-        while message.get("more_body", False):
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._most:
-                return None
-        return b"".join(parts)
+    async def _answer(self, body: bytes, content_type: str) -> Reply:
+        """Answer a request that has arrived, if the queue has room: who sends slowly takes nobody's place in it."""
+        if self.taken >= self.settings.queue:
+            return _busy(self.settings.queue)
+        self.taken += 1
+        try:
+            return await self._answerer.answer(body, content_type)
+        finally:
+            self.taken -= 1
 
-    def _count(self, reply: Reply, seconds: float) -> None:
-        key = (reply.status, reply.path)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._counters[key] = self.telemetry.requests.labels(str(reply.status), reply.path)
-        counter.inc()
-        self.telemetry.seconds.observe(seconds)
+    async def _read_body(self, receive: Receive) -> bytes | Reply:
+        """Read a body, or say why it is not read to its end."""
+        message = await receive()
+        if not message.get("more_body", False):
+            return message.get("body", b"")  # type: ignore[no-any-return]
+        parts = [message.get("body", b"")]
+        size = len(parts[0])
+        self._arriving += size
+        try:
+            while message.get("more_body", False):
+                message = await receive()
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                self._arriving += len(parts[-1])
+                if size > self._most:
+                    return _too_large(self.settings.max_body_mb)
+                if self._arriving > self._most * _BODIES_AT_A_TIME:
+                    return _unread(429, "REQUEST_LIMIT_EXCEEDED", "too much is being sent at a time; try again.", (b"retry-after", b"1"))
+        finally:
+            self._arriving -= size
+        if message["type"] == "http.disconnect":
+            # Nobody reads this; the status is the one that web servers write into their logs for it.
+            return _unread(499, "CANCELLED", "the client went away before its request had arrived.")
+        return b"".join(parts)
 
 
 def _read_headers(headers: list[tuple[bytes, bytes]], deadline_ms: float) -> tuple[str, int, float]:
@@ -151,5 +167,13 @@ def _read_headers(headers: list[tuple[bytes, bytes]], deadline_ms: float) -> tup
     return content_type, length, deadline_ms
 
 
+def _busy(queue: int) -> Reply:
+    return refusal(429, "REQUEST_LIMIT_EXCEEDED", f"at most {queue} requests wait at a time; try again.", (b"retry-after", b"1"))
+
+
 def _too_large(most_mb: float) -> Reply:
-    return refusal(413, "REQUEST_TOO_LARGE", f"a request's body must have at most {most_mb:g} MB; send fewer rows at a time.")
+    return _unread(413, "REQUEST_TOO_LARGE", f"a request's body must have at most {most_mb:g} MB; send fewer rows at a time.")
+
+
+def _unread(status: int, code: str, message: str, *headers: tuple[bytes, bytes]) -> Reply:
+    return replace(refusal(status, code, message, *headers), path="unread")

@@ -80,12 +80,13 @@ class Live:
             self._watching = asyncio.create_task(self._watch(), name="watch-alias")
 
     async def stop(self) -> None:
-        """Stop watching; what is loaded stays until its requests are answered."""
+        """Stop watching, and let go of the model; it stays until its requests are answered."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         if self._served is not None:
             self._served.retire()
+            self._served = None
 
     async def look(self) -> None:
         """Look at the alias once, and swap if it names another version that can be served."""
@@ -95,7 +96,7 @@ class Live:
             named = await asyncio.to_thread(versions.resolve, self._uri)
         # The registry being away, or the alias being gone for a moment, is no reason to stop answering.
         except (MlflowException, OSError, ValueError) as error:
-            self._telemetry.swaps.labels("unreachable").inc()
+            self._telemetry.swaps.add("unreachable")
             logger.warning(
                 "The registry does not say what %s is (%s); still serving %s.", self._uri, error, self.served.facts.version.pinned
             )
@@ -119,12 +120,12 @@ class Live:
         # A new version may fail in any way that its own code can fail; the old one goes on, and /version says why.
         except Exception as error:  # noqa: BLE001
             self.refused = Refused(named.pinned, str(error)[:1000], time.monotonic())
-            self._telemetry.swaps.labels("refused").inc()
+            self._telemetry.swaps.add("refused")
             logger.warning("%s is not served (%s); still serving %s.", named.pinned, error, before.facts.version.pinned)
             return
         self._served, self.refused = made, None
         self.swaps += 1
-        self._telemetry.swaps.labels("done").inc()
+        self._telemetry.swaps.add("done")
         logger.info("Now serving %s instead of %s.", named.pinned, before.facts.version.pinned)
         before.retire()
 

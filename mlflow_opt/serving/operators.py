@@ -112,6 +112,8 @@ def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
             _, at = _varint(message, at)
         elif kind == _BYTES:
             size, at = _varint(message, at)
+            if at + size > len(message):
+                raise ValueError(f"an ONNX file must be a protocol buffer, this one ends inside a field at {at}; export the model again.")
             if tag >> 3 == wanted:
                 yield message[at : at + size]
             at += size

@@ -18,7 +18,7 @@ _JSON = b"application/json"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer to one request; `path` says who made it: `fast`, `pyfunc`, `cache` or `limit`."""
+    """An answer to one request; `path` says who made it: `fast`, `pyfunc`, `cache`, `limit`, or `unread` before its body was there."""
 
     status: int
     body: bytes

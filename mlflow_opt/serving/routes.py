@@ -38,7 +38,7 @@ def make_routes(application: Application) -> FastAPI:
         return describe(application)
 
     def metrics() -> Response:
-        application.telemetry.in_flight.set(application.taken)
+        application.telemetry.flush(application.taken)
         return Response(application.telemetry.show(), media_type="text/plain; version=0.0.4")
 
     # Async so that they run on the event loop: a thread of Starlette's pool may be taken by nobody else here.
