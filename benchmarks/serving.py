@@ -1,8 +1,8 @@
 """A 300-tree LightGBM behind this server, `mlflow models serve` and its peers: the same requests, one worker, one client, in turns.
 
-Run with `python -m benchmarks.serving`. Peers run where a Python that has them is named: PEER_LITSERVE and PEER_BENTOML are
-paths of interpreters. SERVING_SOAK_S is the length of the soak (60 s; the bound in the issue is for 600 s). Each figure is
-the median of the rounds, in each of which every server was loaded once; what came out in each round is in the JSON.
+Run with `python -m benchmarks.serving`. Peers run where a Python that has them is named: PEER_LITSERVE, PEER_BENTOML and
+PEER_MLSERVER are paths of interpreters. SERVING_SOAK_S is the length of the soak (60 s; the bound in the issue is for 600 s).
+Each figure is the median of the rounds, in each of which every server was loaded once; what came out in each round is in the JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.results_file import save
-from benchmarks.serving_peers import hardships
+from benchmarks.serving_peers import hardships, mlserver_folder
 from mlflow_opt import dropin, exporting, models
 from mlflow_opt.records import Task
 from mlflow_opt.serving.contender import cpu_seconds, free_port, mlflow_command, our_command, running
@@ -33,6 +33,7 @@ TREES, LEAVES, FEATURES = 300, 63, 30
 ROUNDS, SECONDS, ROWS = 3, 2.0, 2000
 PEERS = Path(__file__).resolve().parent / "serving_peers"
 BESIDE = (1, 32)
+PEER_NAMES = ("LitServe", "BentoML", "MLServer")
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ def _contenders(folder: Path, booster: Path) -> Iterator[Contender]:
         rows = [request_bytes(json.dumps({"rows": json.loads(body)["dataframe_split"]["data"]}).encode()) for body in _bodies(ROWS)]
         env = {"BENCHMARK_BOOSTER": str(booster / "model.lgb"), "BENTOML_DO_NOT_TRACK": "True"}
         yield Contender("BentoML", [*command, "--working-dir", str(PEERS)], port, rows, "/livez", env)
+    if "PEER_MLSERVER" in os.environ:
+        port = free_port()
+        place = mlserver_folder.write(folder / "mlserver", booster / "model.lgb", port)
+        command = [str(Path(os.environ["PEER_MLSERVER"]).parent / "mlserver"), "start", str(place)]
+        single = [json.loads(body)["dataframe_split"]["data"][0] for body in _bodies(ROWS)]
+        infer = [request_bytes(mlserver_folder.body(row), "/v2/models/trees/infer") for row in single]
+        yield Contender("MLServer", command, port, infer, "/v2/models/trees/ready")
     port = free_port()
     yield Contender("mlflow models serve", mlflow_command(str(booster), port), port, asked)
 
@@ -186,7 +194,7 @@ def _table(middle: dict[str, dict[int, dict[str, float]]]) -> list[str]:
 def _bounds(middle: dict[str, dict[int, dict[str, float]]]) -> list[str]:
     rate = {name: by[32]["rate"] for name, by in middle.items()}
     ours, plain = rate["ours, LightGBM"], "ours, LightGBM, no batching"
-    peers = {name: rate[name] for name in ("LitServe", "BentoML") if name in rate}
+    peers = {name: rate[name] for name in PEER_NAMES if name in rate}
     limit = rate["empty ASGI app (the limit)"]
     lines = [
         "| what | measured | asked |",
@@ -200,8 +208,8 @@ def _bounds(middle: dict[str, dict[int, dict[str, float]]]) -> list[str]:
     if peers:
         best = max(peers, key=lambda name: peers[name])
         lines.append(f"| over the best peer ({best}) | {ours / peers[best]:.1f}x | >= 8x |")
-    missing = [name for name in ("LitServe", "BentoML") if name not in rate]
-    note = f"Not run here: {', '.join([*missing, 'MLServer', 'Ray Serve'])}."
+    missing = [name for name in PEER_NAMES if name not in rate]
+    note = f"Not run here: {', '.join([*missing, 'Ray Serve'])}."
     return [*lines, "", note]
 
 

@@ -66,7 +66,7 @@ def save_classifier(folder: Path) -> Path:
     return folder
 
 
-def save_pipeline(folder: Path) -> Path:
+def save_pipeline(folder: Path, *, unknown: str = "ignore") -> Path:
     """Save a scikit-learn pipeline on numbers, whole numbers and text with missing values."""
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import RandomForestClassifier
@@ -76,7 +76,7 @@ def save_pipeline(folder: Path) -> Path:
 
     rows = mixed(400)
     labels = ((rows.age > 50) ^ (rows.plan == "pro")).astype(int)
-    text = make_pipeline(SimpleImputer(strategy="constant", fill_value="none"), OneHotEncoder(handle_unknown="ignore"))
+    text = make_pipeline(SimpleImputer(strategy="constant", fill_value="none"), OneHotEncoder(handle_unknown=unknown))
     steps = ColumnTransformer([("numbers", SimpleImputer(), MIXED[:3]), ("text", text, MIXED[3:])])
     fitted = make_pipeline(steps, RandomForestClassifier(20, max_depth=5, random_state=0)).fit(rows, labels)
     # Spelt out, because MLflow warns when it infers a whole-number column.
@@ -137,6 +137,9 @@ def serving_models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Pat
         "pipeline": pipeline,
         "pipeline_on_numbers": save_plain_pipeline(root / "pipeline_on_numbers"),
         "trees_variant": save_variant(booster, root / "trees_variant", numbers(64), Task("binary", (0, 1))),
+        "strict_variant": save_variant(
+            save_pipeline(root / "strict", unknown="error"), root / "strict_variant", mixed(64), Task("binary", (0, 1))
+        ),
         "mixed_variant": save_variant(pipeline, root / "mixed_variant", mixed(64), Task("binary", (0, 1))),
         "network_variant": save_variant(network, root / "network_variant", {"x": _images(8)}, Task("multiclass", (0, 1, 2))),
     }

@@ -219,3 +219,19 @@ def test_operators_are_named_when_a_batch_may_change_their_last_bits(
     assert set(uncertain_operators(path)) >= uncertain
     with pytest.raises(ValueError, match="must be a protocol buffer"):
         operator_types(path.read_bytes()[:-3])
+
+
+def test_server_refuses_as_the_variant_does_when_a_text_was_never_seen(serving_models: Mapping[str, Path]) -> None:
+    pair = Pair(serving_models["strict_variant"], Settings())
+    seen, strange = mixed(3), mixed(3).assign(plan="gold")
+
+    async def ask() -> None:
+        await pair.application.start()
+        good, _ = await pair.both(split(seen))
+        bad, wanted = await pair.both(split(strange))
+        assert (good.status_code, bad.status_code) == (200, wanted.status_code) == (200, 400)
+        assert bad.json()["message"] == wanted.json()["message"]
+        assert answered_by(pair.application)["fast"] == 1
+        await pair.application.stop()
+
+    asyncio.run(ask())

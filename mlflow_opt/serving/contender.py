@@ -107,9 +107,13 @@ def running(command: Sequence[str], port: int, log_file: Path, path: str = "/pin
         RuntimeError: it does not come up; the message has the end of its log.
 
     """
+    # MLflow starts uvicorn by name: the one beside this Python, whether or not its environment is active.
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with log_file.open("wb") as log:
         # The words are ours, one argument each, and go through no shell; a session of its own so that all of it can be ended.
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PATH": beside}
+        )
     try:
         _await(process, f"http://127.0.0.1:{port}{path}", log_file)
         yield process

@@ -33,7 +33,8 @@ def filler(feed: Feed, columns: Sequence[Column]) -> Filler | None:
     kinds = [columns[places[name]].kind for name in feed.columns]
     wanted = [places[name] for name in feed.columns]
     if feed.dtype == "str":
-        return _texts(wanted) if set(kinds) == {"string"} else None
+        known = [frozenset(feed.known[name]) if name in feed.known else None for name in feed.columns]
+        return _texts(wanted, known) if set(kinds) == {"string"} else None
     dtype = np.dtype(feed.dtype)
     if any(kind == "string" and name not in feed.categories for name, kind in zip(feed.columns, kinds, strict=True)):
         return None
@@ -47,11 +48,16 @@ def filler(feed: Feed, columns: Sequence[Column]) -> Filler | None:
     return _numbers(pick, single, dtype)
 
 
-def _texts(wanted: list[int]) -> Filler:
+def _texts(wanted: list[int], known: Sequence[frozenset[str] | None]) -> Filler:
     pick = _picker(wanted)
+    bound = [(at, texts) for at, texts in enumerate(known) if texts is not None]
 
     def fill(rows: Sequence[Row]) -> np.ndarray:
-        return np.array([[MISSING if text is None else text for text in pick(row)] for row in rows], dtype=object)
+        matrix = [[MISSING if text is None else text for text in pick(row)] for row in rows]
+        # Such a model refuses a text that it has not seen; the variant's own code then says so.
+        if any(row[at] not in texts for at, texts in bound for row in matrix):
+            raise ValueError("a text column must hold one of the texts of training, another one came; the variant's own code names it.")
+        return np.array(matrix, dtype=object)
 
     return fill
 

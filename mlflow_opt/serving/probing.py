@@ -6,11 +6,13 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlflow_opt import dropin_code
 from mlflow_opt.serving.answers import Answers, divide, same
 from mlflow_opt.serving.engines import Chunk, Engine
 
@@ -23,12 +25,13 @@ _SIZES = (2, 3, 5, 8, 17, 33)
 _SECONDS = 2.0
 
 
-def requests_like(example: bytes | None, schema: Any) -> list[bytes]:
+def requests_like(example: bytes | None, schema: Any, texts: Mapping[str, Sequence[str]] | None = None) -> list[bytes]:
     """Make requests of several sizes and formats from an input example, else from the signature alone.
 
     Args:
         example: the request that the model's input example makes.
         schema: MLflow's input schema, None if the model has none.
+        texts: column -> the texts that the model takes, where it refuses others.
 
     Returns:
         Bodies; empty if nothing is known of the model.
@@ -38,7 +41,7 @@ def requests_like(example: bytes | None, schema: Any) -> list[bytes]:
     if schema is None:
         return own
     try:
-        made = _tensors(schema) if schema.is_tensor_spec() else _tables(schema, example)
+        made = _tensors(schema) if schema.is_tensor_spec() else _tables(schema, example, texts or {})
     except (KeyError, TypeError, ValueError) as error:
         logger.info("No further requests could be made from the signature (%s).", error)
         made = []
@@ -71,23 +74,30 @@ def alike_in_batches(engine: Engine, chunks: Sequence[Chunk], max_batch: int) ->
     return True
 
 
-def _tables(schema: Any, example: bytes | None) -> list[dict[str, Any]]:
+def texts_of(folder: Path) -> dict[str, list[str]]:
+    """Name the texts that a drop-in variant takes in columns where it refuses others; empty for other models."""
+    file = folder / "artifacts" / dropin_code.VARIANT_FILE
+    feeds = dropin_code.read_spec(file).binding.inputs if file.is_file() else ()
+    return {name: [text for text in texts if text != dropin_code.MISSING] for feed in feeds for name, texts in feed.known.items()}
+
+
+def _tables(schema: Any, example: bytes | None, texts: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     names = schema.input_names()
     known = _example_rows(example, names)
     rng = random.Random(0)  # noqa: S311 - made-up rows, no secret
     made: list[dict[str, Any]] = []
     for count in _ROWS:
-        rows = [known[index % len(known)] if known else [_value(spec, rng) for spec in schema.inputs] for index in range(count)]
+        rows = [known[index % len(known)] if known else [_value(spec, rng, texts) for spec in schema.inputs] for index in range(count)]
         made.append({"dataframe_split": {"columns": names, "data": rows}})
         made.append({"dataframe_records": [dict(zip(names, row, strict=True)) for row in rows]})
         made.append({"instances": [dict(zip(names, row, strict=True)) for row in rows]})
         made.append({"inputs": {name: [row[place] for row in rows] for place, name in enumerate(names)}})
-    gaps = [None if getattr(spec.type, "name", "") in ("double", "float", "string") else _value(spec, rng) for spec in schema.inputs]
+    gaps = [None if getattr(spec.type, "name", "") in ("double", "float", "string") else _value(spec, rng, texts) for spec in schema.inputs]
     made.append({"dataframe_split": {"columns": names, "data": [gaps, *(known[:1] or [])]}})
     # Rows of many scales: a tree that splits incomes tells no two rows apart whose values are all near 1.
     for index in range(_SINGLE_ROWS):
         scale = _SCALES[index % len(_SCALES)]
-        made.append({"dataframe_split": {"columns": names, "data": [[_value(spec, rng, scale) for spec in schema.inputs]]}})
+        made.append({"dataframe_split": {"columns": names, "data": [[_value(spec, rng, texts, scale) for spec in schema.inputs]]}})
     return made
 
 
@@ -99,7 +109,7 @@ def _example_rows(example: bytes | None, names: list[str]) -> list[list[Any]]:
     return list(table["data"])
 
 
-def _value(spec: Any, rng: random.Random, scale: float = 1.0) -> Any:
+def _value(spec: Any, rng: random.Random, texts: Mapping[str, Sequence[str]], scale: float = 1.0) -> Any:
     kind = getattr(spec.type, "name", str(spec.type))
     if kind in ("double", "float"):
         return rng.choice((rng.gauss(0, scale), abs(rng.gauss(0, scale)), rng.randrange(1 + int(scale))))
@@ -108,7 +118,7 @@ def _value(spec: Any, rng: random.Random, scale: float = 1.0) -> Any:
     if kind == "boolean":
         return rng.random() < 0.5
     if kind == "string":
-        return rng.choice(("a", "b", ""))
+        return rng.choice(texts.get(spec.name) or ("a", "b", ""))
     raise ValueError(f"no value can be made up for column {spec.name} of type {kind}")
 
 

@@ -20,7 +20,7 @@ from mlflow_opt.serving import settings as options
 from mlflow_opt.serving import versions
 from mlflow_opt.serving.batcher import Batcher, CallFailed, Pace
 from mlflow_opt.serving.engines import Chunk, Engine, Unsuitable, open_engine
-from mlflow_opt.serving.probing import alike_in_batches, requests_like
+from mlflow_opt.serving.probing import alike_in_batches, requests_like, texts_of
 from mlflow_opt.serving.replies import Reply, predictions
 from mlflow_opt.serving.scoring import Scorer, example_request
 from mlflow_opt.serving.settings import Settings
@@ -152,7 +152,7 @@ def _samples(folder: Path, scorer: Scorer) -> list[bytes]:
         answered = scorer.answer(example, _JSON)
         if answered.status != 200:
             raise ValueError(f"a model must answer its own input example, got {answered.status}: {answered.body.decode()[:500]}")
-    return requests_like(example, scorer.schema)
+    return requests_like(example, scorer.schema, texts_of(folder))
 
 
 def _engine(folder: Path, scorer: Scorer, chosen: Settings, samples: list[bytes]) -> tuple[Engine | None, str]:
@@ -178,7 +178,7 @@ def _pace(engine: Engine | None, chosen: Settings, samples: list[bytes]) -> tupl
     """Find out how long calls take, and whether a batch answers as its rows do alone."""
     if engine is None:
         return Pace(), "no: pyfunc"
-    found = [chunk for chunk in (engine.read(orjson.loads(body)) for body in samples) if chunk is not None]
+    found = [chunk for chunk in (engine.read(orjson.loads(body)) for body in samples) if chunk is not None and _takes(engine, chunk)]
     one = next((chunk for chunk in found if chunk.rows == 1), found[0])
     short = _seconds(engine, [one])
     if chosen.batching == "off":
@@ -193,6 +193,15 @@ def _pace(engine: Engine | None, chosen: Settings, samples: list[bytes]) -> tupl
     per_row = max(0.0, (long - short) / max(1, (len(several) - 1) * one.rows))
     pace = Pace(chosen.max_batch, chosen.window_ms / 1000, short, per_row)
     return pace, "yes" if same else f"yes, perhaps with other last bits ({why})"
+
+
+def _takes(engine: Engine, chunk: Chunk) -> bool:
+    try:
+        engine.run([chunk])
+    except ValueError:
+        # A made-up row that this model refuses, such as one with a gap in a column of text.
+        return False
+    return True
 
 
 def _seconds(engine: Engine, chunks: list[Chunk]) -> float:
