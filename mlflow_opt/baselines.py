@@ -6,6 +6,7 @@ weakened. Nothing here looks at selection or gate rows.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ import pandas as pd
 from mlflow_opt.batches import Batch, take
 from mlflow_opt.data import Part, Split
 from mlflow_opt.records import Task
+from mlflow_opt.table_models import default_pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -58,32 +60,17 @@ def train_baseline(split: Split, folder: Path, seed: int) -> Path:
     rows = split.train.rows
     if isinstance(rows, pd.DataFrame):
         return _save_pipeline(train_pipeline(rows, split.train.labels, split.task, seed), rows, folder)
-    return _save_network(train_network(split, seed), next(iter(rows.values())), folder)
+    return save_network(train_network(split, seed), next(iter(rows.values())), folder)
 
 
 def train_pipeline(rows: pd.DataFrame, labels: np.ndarray, task: Task, seed: int) -> Any:
     """Train the default pipeline for a table.
 
-    Texts get ordinal codes that the trees split like numbers: on the tables tried LightGBM's own categories were no better,
-    and in ONNX they cost a comparison per category.
-
     Raises:
         ValueError: if there are only date columns.
 
     """
-    from sklearn.compose import ColumnTransformer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OrdinalEncoder
-
-    kinds = {str(name): _kind(rows[name]) for name in rows}
-    numbers, texts, dates = ([name for name, kind in kinds.items() if kind == wanted] for wanted in ("number", "text", "date"))
-    if dates:
-        logger.warning("the default model leaves out the date columns %s; derive numbers from them to use them.", ", ".join(dates))
-    if not texts and not numbers:
-        raise ValueError(f"the default model needs number or text columns, got only {', '.join(dates)}; give model=, or derive columns.")
-    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1)
-    columns = ColumnTransformer([("texts", codes, texts), ("numbers", "passthrough", numbers)])
-    return Pipeline([("columns", columns), ("trees", _trees(task, seed))]).fit(rows, labels)
+    return default_pipeline(rows, task, seed).fit(rows, labels)
 
 
 def train_network(split: Split, seed: int) -> nn.Module:
@@ -117,34 +104,6 @@ def train_network(split: Split, seed: int) -> nn.Module:
     if split.task.classes:
         return trained
     return Rescaled(trained, *_scale(split.train.labels)).eval()
-
-
-def _kind(column: pd.Series) -> str:
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return "text"
-    return {"b": "number", "i": "number", "u": "number", "f": "number", "m": "date", "M": "date"}.get(column.dtype.kind, "text")
-
-
-def _trees(task: Task, seed: int) -> Any:
-    from lightgbm import LGBMClassifier, LGBMRegressor
-
-    estimator = LGBMRegressor if task.kind == "regression" else LGBMClassifier
-    return estimator(
-        n_estimators=300,
-        learning_rate=0.03,
-        num_leaves=31,
-        min_child_samples=20,
-        subsample=0.8,
-        subsample_freq=1,
-        colsample_bytree=0.8,
-        random_state=seed,
-        # One thread: the trees do not depend on the machine's cores, and one row is answered fastest.
-        n_jobs=1,
-        # The same rows and seed give the same trees, at a small cost in speed.
-        deterministic=True,
-        force_row_wise=True,
-        verbose=-1,
-    )
 
 
 def _only_array(rows: Batch) -> np.ndarray:
@@ -250,13 +209,21 @@ def _save_pipeline(pipeline: Any, rows: pd.DataFrame, folder: Path) -> Path:
     return folder
 
 
-def _save_network(network: nn.Module, array: np.ndarray, folder: Path) -> Path:
+def save_network(network: nn.Module, array: np.ndarray, folder: Path) -> Path:
+    """Save one of this package's networks as an MLflow model that loads where the package is not installed.
+
+    Args:
+        network: its class's file imports torch alone.
+        array: some rows as the data has them.
+        folder: where to.
+
+    Returns:
+        The folder.
+    """
     import mlflow.pytorch
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
-
-    from mlflow_opt import networks
 
     with torch.inference_mode():
         answer = network(torch.from_numpy(array[:2])).numpy()
@@ -268,7 +235,8 @@ def _save_network(network: nn.Module, array: np.ndarray, folder: Path) -> Path:
         # A folder without __init__ lends its file to an installed mlflow_opt's place only where that is missing.
         package = Path(scratch) / "mlflow_opt"
         package.mkdir()
-        shutil.copy(networks.__file__, package / "networks.py")
+        source = inspect.getfile(type(network))
+        shutil.copy(source, package / Path(source).name)
         mlflow.pytorch.save_model(
             network,
             str(folder),

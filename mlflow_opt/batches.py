@@ -29,6 +29,17 @@ def n_rows(rows: Batch) -> int:
     return len(next(iter(rows.values()))) if rows else 0
 
 
+def as_table(rows: Batch) -> pd.DataFrame:
+    """Insist that a batch is a table.
+
+    Raises:
+        TypeError: it holds arrays.
+    """
+    if not isinstance(rows, pd.DataFrame):
+        raise TypeError(f"an estimator is trained on a table, the data are arrays ({', '.join(rows)}); train a network on them.")
+    return rows
+
+
 def take(rows: Batch, index: np.ndarray | slice) -> Batch:
     """Take some rows of a batch, in the order of `index` (positions, a boolean mask or a slice)."""
     if isinstance(rows, pd.DataFrame):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mlflow_opt import measure, tracking
+from mlflow_opt import measure, metrics, tracking
 from mlflow_opt.data import Batch, n_rows
 from mlflow_opt.models import Model
 from mlflow_opt.records import Measurement, Variant
+from mlflow_opt.report import Row
 from mlflow_opt.sequential import default_batch
 
 # Fresh processes for choosing; the verdict has a protocol of its own.
@@ -29,8 +30,18 @@ class Candidate:
 
     @property
     def plain(self) -> dict[str, float]:
-        """Return every metric of it as a plain value."""
-        return {name: quantity.value for name, quantity in self.measured.quantities.items()} | self.extra
+        """Return every metric of it as a plain value; the share lost only of metrics without a scale of their own, such as rmse."""
+        shown = {name: one.value for name, one in self.measured.quantities.items() if not _says_nothing_new(name)}
+        return shown | self.extra
+
+    def row(self, standing: str) -> Row:
+        """Return it as a line of the comparison."""
+        found = self.measured.quantities
+        return Row(self.variant.name, self.plain, self.variant.params, self.run_id, self.model.model_id, standing, found)
+
+
+def _says_nothing_new(name: str) -> bool:
+    return name.startswith("rel_drop_") and metrics.larger_is_better(name.removeprefix("rel_drop_"))
 
 
 def require_answers(model: Model, rows: Batch) -> None:
@@ -66,3 +77,9 @@ def time_in_turns(baseline: Candidate, group: Sequence[Candidate], rows: Batch, 
         candidate.measured = replace(candidate.measured, quantities={**candidate.measured.quantities, **found})
         values = {name: quantity.value for name, quantity in found.items()}
         tracking.log_values(candidate.run_id, values, {"mlflow_opt.threads": str(threads)}, model_id=candidate.model.model_id)
+
+
+def note(candidate: Candidate, values: Mapping[str, float]) -> None:
+    """Write more values of a variant, of the training that made it or of the errors it makes, beside what was measured."""
+    candidate.extra |= values
+    tracking.log_values(candidate.run_id, values, model_id=candidate.model.model_id)

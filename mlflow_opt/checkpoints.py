@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ def save(progress: Progress, path: str, identity: str) -> None:
         "random": torch.get_rng_state(),
     }
     # Renamed only when complete, so that a kill in between leaves the checkpoint of before.
-    unfinished = Path(f"{path}.unfinished")
+    # The process's own name for it: two runs of one recipe at the same time write the same content.
+    unfinished = Path(f"{path}.{os.getpid()}.unfinished")
     torch.save(content, unfinished)
     unfinished.replace(path)
 

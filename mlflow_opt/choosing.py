@@ -1,4 +1,4 @@
-"""Choose among variants: the cheapest one that meets the policy on the selection rows.
+"""Choose among variants: the cheapest, or the best, that meets the policy on the selection rows.
 
 The choice is made on point values, the verdict later on intervals and on rows nobody has seen: few selection rows would
 otherwise keep every good variant out, and the best of many noisy variants is flattered by its own noise, so that only a
@@ -8,10 +8,15 @@ fresh measurement may promote it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from mlflow_opt import metrics
 from mlflow_opt.records import Criterion, Measurement, Policy
 
 COST = "latency_p50_ms"
+# What a recipe looks for: the cheapest variant, the best one, a first model, which nothing can be judged against, or, in a
+# chain, the last of its steps.
+Aim = Literal["latency", "quality", "first", "last"]
 
 
 def misses(measured: Measurement, policy: Policy) -> list[str]:
@@ -33,6 +38,22 @@ def misses(measured: Measurement, policy: Policy) -> list[str]:
     return found
 
 
+def choice(aim: Aim, measured: Mapping[str, Measurement], policy: Policy, headline: str) -> str:
+    """Name the variant that a recipe looks for, `""` if there is none.
+
+    Args:
+        aim: cheapest, best, first (the best, whatever the policy says) or last of those that meet the policy.
+        measured: variant name to its measurement on the selection rows, in the order made.
+        policy: what it must meet.
+        headline: a quality metric.
+    """
+    if aim == "latency":
+        return cheapest(measured, policy)
+    if aim == "last":
+        return next((name for name in reversed(list(measured)) if not misses(measured[name], policy)), "")
+    return best(measured, policy if aim == "quality" else Policy(()), headline)
+
+
 def cheapest(measured: Mapping[str, Measurement], policy: Policy) -> str:
     """Name the variant with the lowest latency among those that miss nothing, `""` if there is none.
 
@@ -42,6 +63,20 @@ def cheapest(measured: Mapping[str, Measurement], policy: Policy) -> str:
     """
     fit = [name for name, values in measured.items() if COST in values.quantities and not misses(values, policy)]
     return min(fit, key=lambda name: measured[name].quantities[COST].value, default="")
+
+
+def best(measured: Mapping[str, Measurement], policy: Policy, headline: str) -> str:
+    """Name the variant with the best headline metric among those that miss nothing, the faster of equals, `""` if there is none.
+
+    Args:
+        measured: variant name to its measurement on the selection rows; a variant without a latency cannot be chosen.
+        policy: what it must meet.
+        headline: a quality metric.
+    """
+    sign = -1.0 if metrics.larger_is_better(headline) else 1.0
+    fit = [name for name, values in measured.items() if {COST, headline} <= set(values.quantities) and not misses(values, policy)]
+    quantities = {name: measured[name].quantities for name in fit}
+    return min(fit, key=lambda name: (sign * quantities[name][headline].value, quantities[name][COST].value), default="")
 
 
 def nearest(measured: Mapping[str, Measurement], policy: Policy) -> str:

@@ -13,9 +13,9 @@ from mlflow_opt.signature import COULD_NOT_RUN, execute, guard, parse
 
 _USAGE = """usage: mlflow-opt NAME --parameter value ...
        mlflow-opt NAME --help       what it does, when it helps, its parameters
-       mlflow-opt recipes           this list
+       mlflow-opt recipes           the recipes, one line each
        mlflow-opt --version
-       mlflow-opt --completion bash >> ~/.bashrc
+       source <(mlflow-opt completion bash)
 """
 
 
@@ -33,18 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = {entry.name: entry for entry in entries()}
     if name in found:
         return _start(found[name], rest)
-    if name in ("-h", "--help", "recipes"):
+    if name in ("-h", "--help"):
         print(overview(tuple(found.values())))
         return 0
     if name == "--version":
         print(version("mlflow-opt"))
         return 0
-    if name == "--completion" and rest in (["bash"], []):
-        print(completion(tuple(found.values())))
-        return 0
-    message = (
-        f"the first word must be a recipe or command, got '{name}'{nearest(name, [*found, 'recipes'])} `mlflow-opt --help` lists them."
-    )
+    message = f"the first word must be a recipe or command, got '{name}'{nearest(name, found)} `mlflow-opt --help` lists them."
     print(f"mlflow-opt: {message}", file=sys.stderr)
     return COULD_NOT_RUN
 
@@ -64,30 +59,6 @@ def overview(found: Sequence[Entry]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def completion(found: Sequence[Entry]) -> str:
-    """Write a bash completion of names and flags.
-
-    Args:
-        found: what there is.
-    """
-    cases = [f"    {entry.name}) words='{' '.join('--' + name for name in entry.signature().names)}' ;;" for entry in found]
-    names = " ".join([*(entry.name for entry in found), "recipes", "--help", "--version"])
-    return "\n".join(
-        [
-            "_mlflow_opt() {",
-            "  local words",
-            '  case "${COMP_WORDS[1]}" in',
-            *cases,
-            "    *) words='' ;;",
-            "  esac",
-            f"  [ \"$COMP_CWORD\" = 1 ] && words='{names}'",
-            '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
-            "}",
-            "complete -o default -F _mlflow_opt mlflow-opt",
-        ]
-    )
-
-
 def _start(entry: Entry, argv: Sequence[str]) -> int:
     # Help is read from the source: importing a recipe imports MLflow, which takes seconds.
     if "-h" in argv or "--help" in argv:
@@ -97,9 +68,12 @@ def _start(entry: Entry, argv: Sequence[str]) -> int:
 
 
 def _run(entry: Entry, argv: Sequence[str]) -> int:
+    signature = entry.signature()
+    # `mlflow-opt completion bash`: the only parameter of a command needs no name.
+    words = [f"--{signature.names[0]}", *argv] if len(signature.names) == len(argv) == 1 and not argv[0].startswith("-") else argv
     # From the source as well, so that a mistyped flag is refused at once.
-    parse(entry.signature(), argv)
-    return execute(entry.load(), argv)
+    parse(signature, words)
+    return execute(entry.load(), words)
 
 
 if __name__ == "__main__":

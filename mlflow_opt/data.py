@@ -25,6 +25,8 @@ __all__ = ["BUNDLED", "Batch", "Dataset", "Part", "Split", "infer_task", "n_rows
 
 logger = logging.getLogger(__name__)
 
+# Of the gate: what steps of a chain are judged on, and what its end is judged on.
+HALVES = ("steps", "final")
 BUNDLED = {"fashion_mnist": "fashion_mnist.npz", "telco_churn": "telco_churn.parquet"}
 
 
@@ -40,6 +42,7 @@ class Dataset:
         source: the path, URI or bundled name as given.
         parts: "train" or "test" per row, None if the data do not say.
         digest: over content and names, in any order of rows and columns.
+        half: of the gate, `steps` or `final`, `""` for all of it.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Dataset:
     source: str
     parts: np.ndarray | None
     digest: str
+    half: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def read(data: str, target: str = "target") -> Dataset:
 
     Args:
         data: path or URI of a parquet, csv or npz file or of a folder of them, or a bundled name: `telco_churn`
-            (7,043 customers), `fashion_mnist` (8,000 training and 10,000 test images).
+            (7,043 customers), `fashion_mnist` (8,000 training and 10,000 test images). With `#steps` or `#final` at its end
+            the gate is one half of itself: a chain of recipes is judged on the one and its result on the other.
         target: name of the target column or array.
 
     Returns:
@@ -99,6 +104,8 @@ def read(data: str, target: str = "target") -> Dataset:
         ValueError: if the data cannot be read, have no such target, or labels are missing or infinite.
 
     """
+    half = next((name for name in HALVES if data.endswith(f"#{name}")), "")
+    data = data.removesuffix(f"#{half}")
     content = _read_bundled(data) if data in BUNDLED else read_content(data)
     names = list(content.columns) if isinstance(content, pd.DataFrame) else list(content)
     _check_target(names, target, data)
@@ -109,7 +116,7 @@ def read(data: str, target: str = "target") -> Dataset:
     features = [name for name in names if name not in (target, SPLIT)]
     rows = content[features] if isinstance(content, pd.DataFrame) else {name: content[name] for name in features}
     digest = batches.content_digest(batches.row_hashes(rows), labels, [*map(str, features), f"target={target}"])
-    return Dataset(_short_name(data), rows, labels, target, data, parts, digest)
+    return Dataset(_short_name(data), rows, labels, target, data, parts, digest, half)
 
 
 def split(dataset: Dataset) -> Split:
@@ -143,6 +150,11 @@ def split(dataset: Dataset) -> Split:
     splits.check_sizes(assigned, strata, task.classes)
     parts = {name: _part(name, dataset, hashes, assigned) for name in splits.PARTS}
     digest = batches.text_digest(" ".join(f"{part.name}={part.digest}" for part in parts.values()))
+    if dataset.half:
+        # The digest stays: a half is another gate within the same split.
+        assigned = np.where((assigned == splits.GATE) & ~_half(hashes, dataset.half), "", assigned)
+        splits.check_sizes(assigned, strata, task.classes)
+        parts[splits.GATE] = _part(splits.GATE, dataset, hashes, assigned)
     return Split(task=task, digest=digest, dataset=dataset, **parts)
 
 
@@ -156,6 +168,11 @@ def _assign(hashes: np.ndarray, strata: np.ndarray, given: np.ndarray | None) ->
     assigned = np.full(len(hashes), splits.GATE, dtype="<U11")
     assigned[is_train] = splits.assign(hashes[is_train], strata[is_train], splits.TRAIN_SHARES)
     return assigned
+
+
+def _half(hashes: np.ndarray, wanted: str) -> np.ndarray:
+    """Mark the rows of one half of the gate, by a bit of their hashes: equal rows share a half."""
+    return np.asarray((hashes >> np.uint64(17) & np.uint64(1)) == HALVES.index(wanted))
 
 
 def _part(name: str, dataset: Dataset, hashes: np.ndarray, assigned: np.ndarray) -> Part:

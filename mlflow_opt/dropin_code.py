@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,11 +55,13 @@ class Output:
         kind: `probabilities` (rows, classes); `positive`: probability of the later class, (rows,) or (rows, 1);
             `logits` (rows, classes); `margin`: of the later class, its sign decides; `values` of a regressor.
         label: output with the class labels themselves, `""` where the labels are the largest score.
+        threshold: probability of the later of two classes from which it is the label.
     """
 
     name: str
     kind: Literal["probabilities", "positive", "logits", "margin", "values"]
     label: str = ""
+    threshold: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Answer:
     """What the replaced model's pyfunc answers.
 
     Args:
-        kind: `labels`; `probabilities` (rows, classes); `positive` (rows,); `values` (rows,) or (rows, targets); `tensor`:
-            the scores output as it is; `outputs`: every output by its name.
+        kind: `labels`; `probabilities` (rows, classes); `positive` (rows,); `values` (rows,) or (rows, targets);
+            `tensor`: the scores output as it is; `outputs`: every output by its name.
         dtype: numpy name of the answer, `""` as the graph gives it.
         classes: labels in score-column order.
         columns: of `values` that are a table, 0 for plain (rows,).
@@ -108,8 +111,8 @@ class Spec:
 def read_spec(path: Path) -> Spec:
     """Read `variant.json`."""
     said = json.loads(path.read_text())
-    feeds = tuple(Feed(**{**one, "columns": tuple(one["columns"])}) for one in said["inputs"])
-    form = Answer(**{**said["answer"], "classes": tuple(said["answer"]["classes"])})
+    feeds = tuple(Feed(**one | {"columns": tuple(one["columns"])}) for one in said["inputs"])
+    form = Answer(**said["answer"] | {"classes": tuple(said["answer"]["classes"])})
     return Spec(Binding(feeds, Output(**said["output"])), form, SessionOptions(**said["session"]))
 
 
@@ -130,11 +133,7 @@ def open_session(graph: Path | bytes, options: SessionOptions) -> Any:
 
 
 def feed(batch: Any, inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
-    """Turn a table, a dictionary of arrays or one array into the graph's inputs.
-
-    Raises:
-        ValueError: a column or array is missing, or does not hold what the graph takes.
-    """
+    """Turn a table, a dictionary of arrays or one array into the graph's inputs; ValueError where it does not fit."""
     if isinstance(batch, pd.DataFrame):
         return {one.name: _from_table(batch, one) for one in inputs}
     if isinstance(batch, dict):
@@ -147,10 +146,18 @@ def feed(batch: Any, inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
 def run(session: Any, names: list[str], feeds: dict[str, np.ndarray]) -> list[Any]:
     """Run a graph; an empty batch is answered without it, because ONNX Runtime's recurrent operators abort the process on one."""
     if len(next(iter(feeds.values()))):
-        return list(session.run(names, feeds))
+        return list(session.run(names, feeds, _options()))
     kinds = {"tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(string)": object}
     wanted = [one for name in names for one in session.get_outputs() if one.name == name]
     return [np.empty([0, *(n if isinstance(n, int) else 0 for n in one.shape[1:])], kinds.get(one.type, np.float32)) for one in wanted]
+
+
+@cache
+def _options() -> Any:
+    import onnxruntime
+
+    # Made once for all calls: ONNX Runtime would make them at each, half a microsecond of a small model's five.
+    return onnxruntime.RunOptions()
 
 
 def scores(raw: np.ndarray, output: Output) -> np.ndarray:
@@ -186,7 +193,8 @@ def answer(session: Any, spec: Spec, batch: Any) -> Any:
         return np.asarray(run(session, [output.label], feeds)[0]).astype(said.dtype)
     raw = run(session, [output.name], feeds)[0]
     if said.kind == "labels":
-        return np.array(said.classes, dtype=said.dtype)[scores(raw, output).argmax(axis=1)]
+        later = probabilities(raw, output)[:, 1] >= output.threshold if output.threshold != 0.5 else scores(raw, output).argmax(axis=1)
+        return np.array(said.classes, dtype=said.dtype)[later.astype(np.int64)]
     if said.kind == "tensor":
         return pd.DataFrame(raw, index=batch.index) if isinstance(batch, pd.DataFrame) else raw
     chosen = scores(raw, output) if said.kind == "values" else probabilities(raw, output)
@@ -205,19 +213,15 @@ def _from_table(table: pd.DataFrame, one: Feed) -> np.ndarray:
         return np.stack([_strings(table[column], one.known.get(column)) for column in one.columns], axis=1)
     if not one.categories:
         return _numbers(table[list(one.columns)], one)
-    whole = np.empty((len(table), len(one.columns)), _dtype(one))
-    for at, column in enumerate(one.columns):
-        values = table[column]
-        whole[:, at] = _codes(values, one.categories[column]) if column in one.categories else _numbers(values, one)
-    return whole
+    coded = {column: _codes(table[column], values) for column, values in one.categories.items()}
+    return np.stack([coded[name] if name in coded else _numbers(table[name], one) for name in one.columns], axis=1).astype(_dtype(one))
 
 
 def _numbers(values: Any, one: Feed) -> np.ndarray:
     dtype = _dtype(one)
     try:
-        if np.issubdtype(dtype, np.floating):
-            return np.ascontiguousarray(values.to_numpy(dtype=dtype, na_value=np.nan))
-        return np.ascontiguousarray(values.to_numpy(dtype=dtype))
+        missing = {"na_value": np.nan} if np.issubdtype(dtype, np.floating) else {}
+        return np.ascontiguousarray(values.to_numpy(dtype=dtype, **missing))
     except (TypeError, ValueError) as error:
         named = ", ".join(one.columns) or one.name
         raise ValueError(f"{named} must hold {one.dtype} numbers: {error}; give them the types of the signature.") from error
@@ -225,8 +229,7 @@ def _numbers(values: Any, one: Feed) -> np.ndarray:
 
 def _strings(values: pd.Series[Any], known: Sequence[str] | None) -> np.ndarray:
     plain = values.to_numpy(dtype=object)
-    absent = pd.isna(plain)
-    texts = [MISSING if gone else str(value) for value, gone in zip(plain, absent, strict=True)]
+    texts = [MISSING if gone else str(value) for value, gone in zip(plain, pd.isna(plain), strict=True)]
     if known is not None and (strange := set(texts).difference(known)):
         raise ValueError(f"{values.name} must hold one of {', '.join(known)}, got {', '.join(strange)} ({MISSING} is a missing value).")
     return np.array(texts, dtype=object)
@@ -234,8 +237,7 @@ def _strings(values: pd.Series[Any], known: Sequence[str] | None) -> np.ndarray:
 
 def _codes(values: pd.Series[Any], categories: Sequence[Any]) -> np.ndarray:
     codes = np.asarray(pd.Index(categories).get_indexer(pd.Index(values.to_numpy(dtype=object))), dtype=float)
-    codes[codes < 0] = np.nan
-    return codes
+    return np.where(codes < 0, np.nan, codes)
 
 
 def _from_arrays(batch: Mapping[str, Any], inputs: tuple[Feed, ...]) -> dict[str, np.ndarray]:
@@ -244,8 +246,7 @@ def _from_arrays(batch: Mapping[str, Any], inputs: tuple[Feed, ...]) -> dict[str
     for names in ([one.key or one.name for one in inputs], [one.name for one in inputs]):
         if all(name in batch for name in names):
             return {one.name: _array(batch[name], one) for one, name in zip(inputs, names, strict=True)}
-    wanted = ", ".join(one.key or one.name for one in inputs)
-    raise ValueError(f"the model needs the arrays {wanted}, got {', '.join(map(str, batch))}; name them so.")
+    raise ValueError(f"the model needs the arrays {', '.join(one.key or one.name for one in inputs)}, got {', '.join(map(str, batch))}.")
 
 
 def _array(values: Any, one: Feed) -> np.ndarray:
@@ -264,9 +265,8 @@ def _dtype(one: Feed) -> Any:
 def _all_outputs(session: Any, feeds: dict[str, np.ndarray], batch: Any) -> Any:
     names = [one.name for one in session.get_outputs()]
     values = dict(zip(names, run(session, names, feeds), strict=True))
-    if isinstance(batch, pd.DataFrame):
-        return pd.DataFrame.from_dict({name: np.asarray(value).reshape(-1) for name, value in values.items()})
-    return values
+    flat = isinstance(batch, pd.DataFrame)
+    return pd.DataFrame.from_dict({name: np.asarray(value).reshape(-1) for name, value in values.items()}) if flat else values
 
 
 def _offer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,9 +83,23 @@ def read_source(path: Path, name: str) -> Signature:
     try:
         # A signature without its body, and literal constants, out of our own package: there is nothing in it to be afraid of.
         exec(compile(stub, str(path), "exec"), scope)  # noqa: S102
+        found = read(scope[name])
     except NameError as error:
         raise ValueError(f"{path.name}: a signature may use the builtin types, Literal and constants of its own file; {error}.") from error
-    return replace(read(scope[name]), background=read_docstring(ast.get_docstring(tree) or "").prose)
+    return replace(found, background=read_docstring(ast.get_docstring(tree) or "").prose)
+
+
+def helps(signature: Signature) -> str:
+    """Find the words that say when a technique helps: the rest of the first sentence that begins with "Helps".
+
+    Args:
+        signature: with the function's prose, then the file's.
+
+    Returns:
+        The words, `""` if no sentence begins so.
+    """
+    found = re.search(r"\bHelps\s+(.*?[^.])\.(?:\s|$)", f"{signature.details}\n\n{signature.background}", re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
 
 
 def _recipes_package() -> str:

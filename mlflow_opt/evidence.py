@@ -7,6 +7,7 @@ and `gate_Q_max`. What the verdict is bound to is tags. Nothing here talks to ML
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -19,6 +20,35 @@ VERDICT = PREFIX + "verdict"
 DOUBT = PREFIX + "doubt"
 PASSED = "gate_passed"
 _SUFFIXES = ("_lo", "_hi", "_n")
+_LOGGED_MODEL = re.compile(r"models:/+(m-[\w-]+)")
+# Where MLflow keeps a logged model's files, under the experiment's artifacts.
+_ITS_FILES = re.compile(r".*/models/(m-[\w-]+)/artifacts/?")
+
+
+def model_behind(source: str, location: str) -> str:
+    """Say which logged model a registered version is, empty if it is none.
+
+    Both are written when the version is created and never change. A copy's source names the version that was copied, which
+    may be deleted and made anew as another model, so a copy is known by where its files are.
+
+    Example:
+        >>> model_behind("models:/m-1", "s3://b/1/models/m-1/artifacts"), model_behind("models:/a/3", "s3://b/1/models/m-1/artifacts")
+        ('m-1', 'm-1')
+        >>> model_behind("s3://elsewhere/model", "s3://elsewhere/model")
+        ''
+
+    Args:
+        source: the version's source.
+        location: where its files are downloaded from.
+
+    """
+    found = _LOGGED_MODEL.fullmatch(source) or _ITS_FILES.fullmatch(location)
+    return found.group(1) if found else ""
+
+
+def identity(source: str, location: str, name: str, version: int | str) -> str:
+    """Say what evidence calls a registered version as a reference: its logged model, else its place in the registry."""
+    return model_behind(source, location) or f"models:/{name}/{version}"
 
 
 def to_metrics(measured: Measurement, policy: Policy, verdict: Verdict) -> dict[str, float]:

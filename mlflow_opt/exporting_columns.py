@@ -64,11 +64,16 @@ def _is_number(values: pd.Series[Any]) -> bool:
 def _inside(estimator: Any) -> list[Any]:
     found = []
     parts = [step for _, step in getattr(estimator, "steps", ())] + [getattr(estimator, "best_estimator_", None)]
-    parts += list(np.ravel(np.array(getattr(estimator, "estimators_", ()), dtype=object)))
+    parts += _flat(getattr(estimator, "estimators_", ()))
     for one in parts:
         if hasattr(one, "get_params"):
             found += [one, *_inside(one)]
     return found
+
+
+def _flat(members: Any) -> list[Any]:
+    # Boosting keeps an array of trees. A list is no array to be: a pipeline has a length, and numpy would take it apart.
+    return list(members.ravel()) if isinstance(members, np.ndarray) else list(members)
 
 
 def _entries(estimator: Any) -> list[Any]:
@@ -80,7 +85,7 @@ def _entries(estimator: Any) -> list[Any]:
     members = getattr(estimator, "estimators_", None)
     if members is None or hasattr(estimator, "tree_"):
         return [estimator]
-    found = [_entries(one) for one in np.ravel(np.array(members, dtype=object)) if hasattr(one, "predict")]
+    found = [_entries(one) for one in _flat(members) if hasattr(one, "predict")]
     return [one for some in found for one in some]
 
 

@@ -44,6 +44,11 @@ def convert_ordinal(writer: Writer, operator: Any) -> None:
     encoder = operator.raw_operator
     unknown = np.nan if encoder.handle_unknown == "error" else float(encoder.unknown_value)
     pieces = []
+    if _alike(encoder) and len(operator.inputs) == 1 and is_text(operator.inputs[0]):
+        # One look-up for all columns: at one row each operator costs about as much as the trees behind it.
+        values = [float(encoder.encoded_missing_value) if is_missing(one) else float(i) for i, one in enumerate(encoder.categories_[0])]
+        writer.give(_codes(writer, operator.inputs[0].full_name, True, encoder.categories_[0], values, unknown), operator.outputs[0])
+        return
     for at, (name, text) in enumerate(writer.columns(operator.inputs)):
         categories = encoder.categories_[at]
         grouped = _grouped(encoder, at, len(categories))
@@ -174,6 +179,12 @@ def _equals_text(writer: Writer, name: str, token: str) -> str:
 
     found = writer.then("LabelEncoder", name, domain="ai.onnx.ml", op_version=2, keys_strings=[token], values_int64s=[1], default_int64=0)
     return writer.then("Cast", found, to=TensorProto.BOOL)
+
+
+def _alike(encoder: Any) -> bool:
+    # The same values in the same order for every column, and no groups of rare ones.
+    first = list(map(str, encoder.categories_[0]))
+    return not getattr(encoder, "_infrequent_enabled", False) and all(list(map(str, one)) == first for one in encoder.categories_[1:])
 
 
 def _grouped(encoder: Any, at: int, count: int) -> Sequence[int]:

@@ -89,15 +89,10 @@ def convert_histogram_boosting(writer: Writer, operator: Any) -> None:
             nodes = one.nodes
             left, right = (np.where(nodes["is_leaf"], -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
             missing = nodes["missing_go_to_left"]
-            columns.grow(NodeArrays(left, right, nodes["feature_idx"], nodes["num_threshold"], missing, nodes["value"]), target)
+            tree = NodeArrays(left, right, nodes["feature_idx"], nodes["num_threshold"], missing, nodes["value"], nodes["count"])
+            columns.grow(tree, target)
     start = np.asarray(model._baseline_prediction, dtype=writer.dtype).reshape(1, -1)
-    summed = writer.then(
-        "TreeEnsemble",
-        writer.joined(operator.inputs),
-        domain="ai.onnx.ml",
-        op_version=_PLACEHOLDER,
-        **columns.attributes(start.shape[1], 1, writer.dtype),
-    )
+    summed = _ensemble(writer, writer.joined(operator.inputs), columns, int(model.n_features_in_), start.shape[1])
     raw = writer.then("Add", summed, writer.constant(start))
     link = type(model._loss.link).__name__
     operators = {"IdentityLink": "", "LogLink": "Exp", "LogitLink": "Sigmoid", "MultinomialLogit": "Softmax"}
@@ -203,15 +198,14 @@ def _sum_trees(writer: Writer, taken: str, trees: list[tuple[Any, np.ndarray]]) 
         # A leaf has one target in this operator, so a tree whose leaves hold several is repeated for each that it holds.
         for target in range(targets):
             if targets == 1 or np.any(values[:, target]):
-                thresholds = _thresholds(tree.threshold, writer.dtype)
-                nodes = NodeArrays(tree.children_left, tree.children_right, tree.feature, thresholds, missing, values[:, target])
-                columns.grow(nodes, target)
-    return writer.then("TreeEnsemble", taken, domain="ai.onnx.ml", op_version=_PLACEHOLDER, **columns.attributes(targets, 1, writer.dtype))
+                ways = tree.children_left, tree.children_right, tree.feature, tree.threshold
+                columns.grow(NodeArrays(*ways, missing, values[:, target], tree.n_node_samples), target)
+    return _ensemble(writer, taken, columns, int(trees[0][0].n_features), targets)
 
 
-def _thresholds(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    if dtype != np.float32:
-        return np.asarray(values)
-    # x <= t for every single x means the same with t rounded down to single precision.
-    near = values.astype(np.float32)
-    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
+def _ensemble(writer: Writer, taken: str, columns: TreeColumns, width: int, targets: int) -> str:
+    """Add a TreeEnsemble over a matrix of so many columns, which is doubled where its decisions ask for that."""
+    if columns.likely_last(width, writer.dtype):
+        taken = writer.then("Concat", taken, writer.then("Neg", taken), axis=1)
+    attributes = columns.attributes(targets, 1, writer.dtype)
+    return writer.then("TreeEnsemble", taken, domain="ai.onnx.ml", op_version=_PLACEHOLDER, **attributes)

@@ -36,17 +36,22 @@ _OPTIONS: dict[str, tuple[dict[str, bool], ...]] = {
 }
 
 
-def export_estimator(model: Model, example: Any) -> Iterator[OnnxGraph]:
+def export_estimator(model: Model, example: Any, precisions: Sequence[Any] = (np.float64, np.float32)) -> Iterator[OnnxGraph]:
     """Offer exports of an estimator, the most exact first: double precision, then single where an operator has no other.
+
+    Args:
+        model: of the flavour `sklearn`.
+        example: some rows.
+        precisions: number types to try.
 
     Raises:
         ValueError: no converter knows a part of it; the message names the part.
     """
     runtime: SklearnRuntime = model.runtime
     table = to_table(example, runtime.names, model.signature)
-    estimator, feeds = entrance(copy.deepcopy(runtime.native), table, frame=runtime.frame)
+    estimator, feeds = entrance(copy.deepcopy(runtime.core), table, frame=runtime.frame)
     trouble, offered = "", False
-    for dtype, options in itertools.product((np.float64, np.float32), _OPTIONS[runtime.way]):
+    for dtype, options in itertools.product(precisions, _OPTIONS[runtime.way]):
         typed = [one if one.dtype == "str" else Feed(one.name, np.dtype(dtype).name, one.columns) for one in feeds]
         try:
             made = _export(runtime, estimator, typed, options)
@@ -80,13 +85,13 @@ def _export(runtime: SklearnRuntime, estimator: Any, feeds: Sequence[Feed], opti
 
 
 def _outputs(runtime: SklearnRuntime, proto: Any, names: list[str]) -> list[Output]:
-    label = names[0] if _labels_of_their_own(runtime.native) else ""
+    label = names[0] if _labels_of_their_own(runtime.core) else ""
     if runtime.way == "values":
         return [Output(names[0], "values")]
     if runtime.way == "labels":
         return [Output(append_one_hot(proto.graph, names[0], runtime.classes), "probabilities")]
     if runtime.way == "predict_proba":
-        return [Output(names[1], "probabilities", label)]
+        return [Output(names[1], "probabilities", label, runtime.threshold)]
     # A binary decision value comes as one column or as two, by estimator.
     return [Output(names[1], "margin", label), Output(names[1], "logits", label)]
 

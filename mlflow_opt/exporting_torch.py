@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlflow_opt.contracts import columns_of
 from mlflow_opt.dropin_code import Binding, Feed, Output
-from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt.exporting import OnnxGraph, compare, head
 from mlflow_opt.flavour_torch import TorchRuntime
 from mlflow_opt.models import Model
 
@@ -23,6 +23,7 @@ _SCORES = "scores"
 _OPSET = 18
 # A batch of one would be taken for a constant.
 _TRACED_ROWS = 3
+_COMPARED_ROWS = 200
 # torch 2.13 warns of torch's own use of torch; none of it concerns the module.
 _TORCHS_OWN = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\)"),
@@ -41,7 +42,11 @@ def export_network(model: Model, example: Any) -> Iterator[OnnxGraph]:
     Raises:
         ValueError: an operator of the module has no ONNX form, or it has a fixed batch size.
     """
-    runtime: TorchRuntime = model.runtime
+    yield graph_of(model.runtime, model, example)
+
+
+def graph_of(runtime: TorchRuntime, model: Model, example: Any) -> OnnxGraph:
+    """Export a runtime's module, bound to the inputs that a model's signature names; see `export_network`."""
     arrays = {name: np.resize(one, (_TRACED_ROWS, *one.shape[1:])) for name, one in runtime.arrays(example).items()}
     proto = export_module(runtime.native, arrays)
     # A table's columns are the one input of a network; arrays are named as the signature does, the graph's inputs as `forward`.
@@ -49,7 +54,28 @@ def export_network(model: Model, example: Any) -> Iterator[OnnxGraph]:
     feeds = [Feed(name, array.dtype.name, columns, key=runtime.key(name, at)) for at, (name, array) in enumerate(arrays.items())]
     wide = list(proto.graph.output[0].type.tensor_type.shape.dim)
     single = len(wide) == 1 or (len(wide) == 2 and wide[1].dim_value == 1)
-    yield OnnxGraph(proto, Binding(tuple(feeds), Output(_SCORES, "values" if single else "logits")))
+    return OnnxGraph(proto, Binding(tuple(feeds), Output(_SCORES, "values" if single else "logits")))
+
+
+def export_retrained(module: Any, model: Model, example: Any) -> OnnxGraph:
+    """Export a module that was trained in a model's place.
+
+    Args:
+        module: takes and answers what the model's own does.
+        model: gives the signature.
+        example: some rows of the data, to compare the export with the module.
+
+    Raises:
+        ValueError: it cannot be exported, or the export does not answer as the module does.
+    """
+    runtime = TorchRuntime(model, module.eval())
+    rows = head(example, _COMPARED_ROWS)
+    graph = graph_of(runtime, model, rows)
+    doubt = compare(graph, rows, runtime.scores(runtime.call(runtime.prepare(rows))))
+    if doubt:
+        raise ValueError(f"an export must answer as the network does, and this one does not: {doubt}; the network has no ONNX form here.")
+    graph.proto.graph.name = "model"
+    return graph
 
 
 def export_module(module: Any, arrays: Mapping[str, np.ndarray]) -> Any:

@@ -64,12 +64,15 @@ def link_of(booster: Any) -> Link:
     )
 
 
-def tree_attributes(booster: Any, dtype: Any) -> dict[str, Any]:
+def tree_attributes(booster: Any, dtype: Any) -> tuple[dict[str, Any], bool]:
     """Write a booster's trees as the attributes of one TreeEnsemble node.
 
     Args:
         booster: a `lightgbm.Booster`.
-        dtype: np.float64 keeps every decision as it was; np.float32 is for features that are exact in it.
+        dtype: np.float64 keeps every decision as it was; np.float32 does so for features that are exact in it.
+
+    Returns:
+        The attributes, and whether the node's input is the features and then the features negated.
 
     Raises:
         ValueError: its leaves hold linear models.
@@ -83,7 +86,8 @@ def tree_attributes(booster: Any, dtype: Any) -> dict[str, Any]:
         nodes.root.append(_grow(nodes, tree["tree_structure"], number % per_iteration))
     # A random forest of LightGBM answers with the mean over its iterations, which are fewer than its trees if there are classes.
     share = len(dump["tree_info"]) // per_iteration if dump.get("average_output") else 1
-    return nodes.attributes(per_iteration, share, dtype)
+    doubled = nodes.likely_last(booster.num_feature(), dtype)
+    return nodes.attributes(per_iteration, share, dtype), doubled
 
 
 def booster_graph(booster: Any, name: str, dtype: Any) -> Any:
@@ -134,7 +138,10 @@ def booster_nodes(booster: Any, taken: str, given: str, dtype: Any, prefix: str 
         # Where zero counts as missing it becomes NaN before the trees see it: their nodes know one missing value only.
         near = then("LessOrEqual", then("Abs", taken), constant(np.array(_ZERO, dtype)))
         taken = then("Where", then("And", near, constant(zeros[None, :])), constant(np.array(np.nan, dtype)), taken)
-    before = then("TreeEnsemble", taken, domain="ai.onnx.ml", **tree_attributes(booster, dtype))
+    attributes, doubled = tree_attributes(booster, dtype)
+    if doubled:
+        taken = then("Concat", taken, then("Neg", taken), axis=1)
+    before = then("TreeEnsemble", taken, domain="ai.onnx.ml", **attributes)
     link = link_of(booster)
     if link.slope != 1.0:
         before = then("Mul", before, constant(np.array(link.slope, dtype)))
@@ -196,7 +203,7 @@ def _grow(nodes: TreeColumns, tree: dict[str, Any], target: int) -> int:
 
 
 def _open(nodes: TreeColumns, split: dict[str, Any]) -> int:
-    feature = int(split["split_feature"])
+    feature, likely = int(split["split_feature"]), _rows(split["left_child"]) > _rows(split["right_child"])
     if split["decision_type"] == "==":
         members = [float(value) for value in str(split["threshold"]).split("||")]
         nodes.members += [*members, float("nan")]
@@ -206,5 +213,10 @@ def _open(nodes: TreeColumns, split: dict[str, Any]) -> int:
         threshold = float("inf")
     if kind == "None":
         # LightGBM reads a missing value as zero here.
-        return nodes.decision(feature, LEQ, threshold, missing_true=threshold >= 0)
-    return nodes.decision(feature, LEQ, threshold, missing_true=bool(split["default_left"]))
+        return nodes.decision(feature, LEQ, threshold, missing_true=threshold >= 0, likely=likely)
+    return nodes.decision(feature, LEQ, threshold, missing_true=bool(split["default_left"]), likely=likely)
+
+
+def _rows(node: dict[str, Any]) -> float:
+    """Count the training rows that came to a node; 0 in a model that does not say."""
+    return float(node.get("internal_count", node.get("leaf_count", 0)))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mlflow_opt.contracts import columns_of, to_matrix, to_table
 from mlflow_opt.models import Model
+from mlflow_opt.single_row import SingleRow, asks_quick
 
 
 class LightgbmRuntime:
@@ -29,6 +30,7 @@ class LightgbmRuntime:
         self._threads = model.threads
         self.single = self.booster.num_model_per_iteration() == 1
         self.binary = self.single and is_binary(self.booster)
+        self._quick = SingleRow(self.booster, model.threads) if asks_quick(model.path) and not self.categories else None
 
     def prepare(self, batch: Any) -> Any:
         """Give a float64 matrix, or a table with the training categories."""
@@ -41,6 +43,8 @@ class LightgbmRuntime:
 
     def call(self, prepared: Any) -> Any:
         """Predict with the trees."""
+        if self._quick is not None and len(prepared) == 1:
+            return self._quick(prepared)
         return self.booster.predict(prepared, num_threads=self._threads)
 
     def scores(self, raw: Any) -> np.ndarray:

@@ -16,10 +16,11 @@ from mlflow_opt.models import Model
 class TorchRuntime:
     """A module in evaluation mode, called on one tensor or several under `torch.inference_mode`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, module: Any = None) -> None:
         import torch
 
-        self.native = load_module(model)
+        # A network in training stands in the model's place: what it takes is what the model's signature says.
+        self.native = load_module(model) if module is None else module
         self._torch = torch
         self._signature = model.signature
         self._tensors = tensors_of(model.signature)

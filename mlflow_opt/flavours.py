@@ -71,6 +71,7 @@ class SklearnRuntime:
         self._signature = model.signature
         _set_jobs(self.native, model.threads)
         self.names = columns_of(model.signature, getattr(self.native, "feature_names_in_", None))
+        self.core, self.threshold = _without_threshold(self.native)
         self.frame = hasattr(self.native, "feature_names_in_")
         self.classes = getattr(self.native, "classes_", None)
         self.call, self.way = self.native.predict, "values"
@@ -97,6 +98,16 @@ class SklearnRuntime:
         return np.asarray(raw)
 
 
+def _without_threshold(estimator: Any) -> tuple[Any, float]:
+    """Take scikit-learn's decision threshold off a binary classifier, where it is one on the later class's probability."""
+    threshold = getattr(estimator, "best_threshold_", getattr(estimator, "threshold", None))
+    if type(estimator).__name__ not in ("FixedThresholdClassifier", "TunedThresholdClassifierCV") or not isinstance(threshold, float):
+        return estimator, 0.5
+    on_probability = hasattr(estimator, "predict_proba") and estimator.response_method in ("auto", "predict_proba")
+    is_later = getattr(estimator, "pos_label", None) in (None, estimator.classes_[1])
+    return (estimator.estimator_, threshold) if on_probability and is_later else (estimator, 0.5)
+
+
 class PyfuncRuntime:
     """A model that has nothing but MLflow's pyfunc: its `predict` on a DataFrame. It cannot be exported."""
 
@@ -121,6 +132,7 @@ class OnnxRuntime:
     def __init__(self, session: Any, binding: dropin_code.Binding) -> None:
         self.native = session
         self.binding = binding
+        self.threshold = binding.output.threshold
         self._wanted = [binding.output.name]
 
     def prepare(self, batch: Any) -> dict[str, np.ndarray]:
@@ -141,8 +153,12 @@ class OnnxRuntime:
 def _set_jobs(estimator: Any, threads: int) -> None:
     if not threads:
         return
-    found = {name: threads for name in estimator.get_params(deep=True) if name.split("__")[-1] == "n_jobs"}
-    estimator.set_params(**found)
+    known = estimator.get_params(deep=True)
+    owners = {
+        name: known.get(name.removesuffix("n_jobs").removesuffix("__"), estimator) for name in known if name.split("__")[-1] == "n_jobs"
+    }
+    # Logistic regression has the parameter, no use for it, and a warning when it is trained again.
+    estimator.set_params(**{name: threads for name, owner in owners.items() if type(owner).__name__ != "LogisticRegression"})
 
 
 def _lightgbm_runtime(model: Model) -> Runtime:

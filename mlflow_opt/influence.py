@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_opt.records import Task
-from mlflow_opt.scoring import AVERAGED, Floats, averaged, f1_parts, terms
+from mlflow_opt.scoring import AVERAGED, Floats, averaged, decided, f1_parts, terms
 
 # Slopes of averages are taken over this share of one row's weight.
 _NUDGE = 1e-5
 
 
-def influence(name: str, task: Task, labels: npt.NDArray[np.generic], outputs: Floats, asked: Floats) -> Floats:
+def influence(name: str, task: Task, labels: npt.NDArray[np.generic], outputs: Floats, asked: Floats, threshold: float = 0.5) -> Floats:
     """Give the influence of rows on a metric, were they answered as `asked`, all else being as in `outputs`.
 
     Example:
@@ -33,6 +33,7 @@ def influence(name: str, task: Task, labels: npt.NDArray[np.generic], outputs: F
         labels: codes or targets, shape (n,).
         outputs: the model's answers, shape (n, classes) or (n,).
         asked: answers of the same shape; `outputs` itself for the influence of the rows as they are.
+        threshold: probability from which a binary model answers the later class.
 
     Returns:
         shape (n,), in units of the metric; a row's weight moves the metric by this over n.
@@ -43,7 +44,7 @@ def influence(name: str, task: Task, labels: npt.NDArray[np.generic], outputs: F
         step = _NUDGE * terms(name, labels, asked)
         return np.asarray((averaged(name, total + step) - averaged(name, total)) / _NUDGE * len(labels))
     if name == "f1":
-        return _f1(task, labels, np.argmax(outputs, axis=1), np.argmax(asked, axis=1))
+        return _f1(task, labels, decided(outputs, threshold), decided(asked, threshold))
     if name == "average_precision":
         return _average_precision(labels == 1, outputs[:, 1], asked[:, 1])
     columns: Iterable[int] = [1] if task.kind == "binary" else range(len(task.classes))

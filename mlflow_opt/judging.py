@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlflow_opt import aftermath, data, evidence, measure, models, outcome, proof, tracking
+from mlflow_opt import aftermath, data, evidence, measure, models, outcome, proof, signing, tracking
 from mlflow_opt.data import Split
 from mlflow_opt.models import Model
 from mlflow_opt.proof import Proof
@@ -43,7 +43,17 @@ class Setting:
     metric: str
 
 
-def judge_with_run(command: str, request: Request, setting: Setting, params: Mapping[str, Any]) -> Proof:
+@dataclass(frozen=True)
+class Judged:
+    """A proof, the policy it was judged by, the model it compares with and the run that holds it."""
+
+    proof: Proof
+    policy: Policy
+    reference: str
+    run_id: str
+
+
+def judge_with_run(command: str, request: Request, setting: Setting, params: Mapping[str, Any]) -> Judged:
     """Measure and judge a model, and make the run that holds the result its evidence.
 
     Args:
@@ -62,19 +72,19 @@ def judge_with_run(command: str, request: Request, setting: Setting, params: Map
     logged = {key: value for key, value in params.items() if isinstance(value, str | int | float | bool)}
     parent = tracking.open_parent(command, logged, {"mlflow_opt.recipe": command})
     try:
-        proved = _judge(command, parent, request, setting)
+        judged = _judge(command, parent, request, setting)
     except BaseException as error:
         aftermath.end_badly(parent, None, error)
         raise
     tracking.close(parent.run_id, "FINISHED")
-    return proved
+    return judged
 
 
 def reference_of(candidate: Model, name: str, alias: str) -> str:
-    """Find what a candidate would replace: the alias's version, else the model it was made from.
+    """Find what a candidate would replace: the alias's version, or its last one, else the model it was made from.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: there is neither, or the last one is gone.
 
     """
     champion = proof.model_behind(name, alias) if name else ""
@@ -102,22 +112,40 @@ def registered_name(uri: str) -> str:
     return rest.rpartition("@")[0] if "@" in rest else rest.rpartition("/")[0]
 
 
-def _judge(command: str, parent: tracking.Parent, request: Request, setting: Setting) -> Proof:
+def _judge(command: str, parent: tracking.Parent, request: Request, setting: Setting) -> Judged:
     name = registered_name(request.model)
-    candidate = _load(request.model, setting.threads)
-    reference = _load(request.reference or reference_of(candidate, name, request.alias), setting.threads)
+    candidate = _candidate(request.model, setting.threads)
+    reference = models.load(pinned(request.reference or reference_of(candidate, name, request.alias)), setting.threads)
     split = _read(candidate, setting)
     rules = proof.policy_for(name, setting.policy, split.task)
+    if advice := unsigned_advice(rules):
+        _logger.warning("The server will not accept this evidence: %s", advice)
     conditions = measure.Conditions(setting.threads, setting.batch_size, setting.budget_s, setting.seed, measure.own_metric(setting.metric))
     _logger.info("Judging %s against %s on %d gate rows.", request.model, reference.uri, data.n_rows(split.gate.rows))
     proved = proof.prove(candidate, reference, split, rules, conditions)
-    _record(command, parent, candidate, split, proved, rules)
+    run_id = _record(command, parent, candidate, split, proved, rules)
     lines = "\n".join(f"  {line}" for line in outcome.verdict_lines(proved.verdict))
     _logger.info("%s against %s: %s\n%s", request.model, reference.uri, proved.verdict.outcome.value, lines)
-    return proved
+    return Judged(proved, rules, reference.uri, run_id)
 
 
-def _record(command: str, parent: tracking.Parent, candidate: Model, split: Split, proved: Proof, rules: Policy) -> None:
+def pinned(uri: str) -> str:
+    """Replace an alias in a URI by the version that it names now: it may move while it is measured."""
+    name, alias, number = uri.removeprefix("models:/").strip("/").rpartition("@")[0], "@" in uri, ""
+    if uri.startswith("models:/") and alias:
+        number = tracking.alias_version(name, uri.rpartition("@")[2])
+    return f"models:/{name}/{number}" if number else uri
+
+
+def unsigned_advice(rules: Policy) -> str:
+    """Say why evidence measured here would not be trusted, empty if it would."""
+    if not rules.trusted_keys or signing.own_public_key() in rules.trusted_keys:
+        return ""
+    trusted = ", ".join(signing.key_id(key) for key in rules.trusted_keys)
+    return f"its policy asks for evidence signed by {trusted}; measure where {signing.VARIABLE} names that private key."
+
+
+def _record(command: str, parent: tracking.Parent, candidate: Model, split: Split, proved: Proof, rules: Policy) -> str:
     values = {name: quantity.value for name, quantity in proved.measured.quantities.items()}
     run_id = tracking.open_child(parent, f"{command}-evidence", {"model_id": candidate.model_id}, {"mlflow_opt.recipe": command})
     tracking.log_inputs(run_id, [proof.dataset_inputs(split)["gate"]])
@@ -128,9 +156,10 @@ def _record(command: str, parent: tracking.Parent, candidate: Model, split: Spli
     proof.point_to(candidate.model_id, run_id)
     shown = values | evidence.to_metrics(proved.measured, rules, proved.verdict)
     tracking.log_values(parent.run_id, shown, {"mlflow_opt.evidence_run": run_id})
+    return run_id
 
 
-def _load(uri: str, threads: int) -> Model:
+def _candidate(uri: str, threads: int) -> Model:
     model = models.load(uri, threads)
     if not model.model_id:
         raise ValueError(

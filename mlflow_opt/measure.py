@@ -19,9 +19,10 @@ from mlflow_opt import metrics
 from mlflow_opt.data import Batch, Part, n_rows, take
 from mlflow_opt.fingerprint import fingerprint
 from mlflow_opt.models import Model
+from mlflow_opt.own_metrics import OwnMetric, read_own
 from mlflow_opt.pairing import compare_quality, parity
 from mlflow_opt.records import Measurement, Policy, Quantity, Task
-from mlflow_opt.scoring import BadScores, OwnMetric, Scored, read_own, score
+from mlflow_opt.scoring import BadScores, Scored, score
 from mlflow_opt.sequential import Conditions, PairTimings, cost_of, ratios_of, time_pair
 from mlflow_opt.stopwatch import PYFUNC_LOADER, Entry, Timings, memory_mb, time_models
 
@@ -83,7 +84,7 @@ def quality(model: Model, part: Part, task: Task, own: OwnMetric | None = None) 
         BadScores: the model answered with another number of rows, another shape, or NaN.
 
     """
-    return score(task, part.labels, _answers(model, part.rows), (own,) if own else ())
+    return score(task, part.labels, _answers(model, part.rows), (own,) if own else (), model.threshold)
 
 
 def drop(candidate: Scored, reference: Scored, metric: str) -> float:

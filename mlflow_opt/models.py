@@ -92,6 +92,11 @@ class Model:
         return self.scores(self.call(self.prepare(batch)))
 
     @property
+    def threshold(self) -> float:
+        """Probability of the later class from which a binary classifier answers it: 0.5, or what it was given or tuned to."""
+        return float(getattr(self.runtime, "threshold", 0.5))
+
+    @property
     def native(self) -> Any:
         """Hand out the library's own object: estimator, booster, `torch.nn.Module`, ONNX Runtime session. Do not change it."""
         return self.runtime.native

@@ -27,6 +27,8 @@ class ResNet(nn.Module):
 
     def __init__(self, channels: int, outputs: int, layout: Layout = "hw", divisor: float = 255.0, width: int = 32) -> None:
         super().__init__()
+        # Kept, so that the network can be built again from what it says of itself.
+        self.channels, self.outputs, self.width = channels, outputs, width
         self.layout, self.divisor = layout, divisor
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         widths = [width, width, 2 * width, 4 * width, 8 * width]
@@ -84,6 +86,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, mean: Tensor, spread: Tensor, outputs: int, width: int = 256) -> None:
         super().__init__()
+        self.outputs, self.width = outputs, width
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
         self.layers = nn.Sequential(
@@ -110,6 +113,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, mean: Tensor, spread: Tensor, outputs: int, width: int = 64) -> None:
         super().__init__()
+        self.outputs, self.width = outputs, width
         self.register_buffer("mean", mean)
         self.register_buffer("spread", spread)
         self.memory = nn.GRU(len(mean), width, batch_first=True)

@@ -27,8 +27,9 @@ import numpy as np
 from mlflow_opt import metrics
 from mlflow_opt.influence import influence
 from mlflow_opt.intervals import Sample, careful_interval, clopper_pearson, paired_share_difference
+from mlflow_opt.own_metrics import call_own
 from mlflow_opt.records import Quantity
-from mlflow_opt.scoring import AVERAGED, Floats, Scored, averaged, call_own, f1_of, f1_parts, terms, top_rows
+from mlflow_opt.scoring import AVERAGED, Floats, Scored, averaged, f1_of, f1_parts, terms, top_rows
 
 # Shares of rows: their intervals come from counts.
 SHARES = ("accuracy", "precision_at_k")
@@ -173,7 +174,9 @@ def _unseen(name: str, scored: Scored) -> Floats:
     if own:
         # No slope of a user's function could be taken cheaply: the mean change stands for each row's.
         return np.array([call_own(own, scored.raw_labels, other) - scored.values[name]])
-    asked, as_is = (influence(name, scored.task, scored.labels, scored.outputs, answers) for answers in (other, scored.outputs))
+    asked, as_is = (
+        influence(name, scored.task, scored.labels, scored.outputs, answers, scored.threshold) for answers in (other, scored.outputs)
+    )
     return asked - as_is
 
 
@@ -211,7 +214,7 @@ def _resampled_rows(names: list[str], candidate: Scored, reference: Scored, rng:
 
 
 def _influence(name: str, scored: Scored) -> Floats:
-    return influence(name, scored.task, scored.labels, scored.outputs, scored.outputs)
+    return influence(name, scored.task, scored.labels, scored.outputs, scored.outputs, scored.threshold)
 
 
 def _row_terms(name: str, scored: Scored, pull: Floats) -> Floats:

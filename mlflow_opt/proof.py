@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlflow.entities import DatasetInput
 
-from mlflow_opt import data, evidence, measure, policy, report, tracking
+from mlflow_opt import data, evidence, measure, policy, report, signing, tracking
 from mlflow_opt.data import Part, Split
 from mlflow_opt.gate import judge
 from mlflow_opt.models import Model
@@ -22,6 +22,7 @@ from mlflow_opt.records import Binding, Measurement, Policy, Task, Verdict
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+_REGISTRY = "models:/"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def prove(candidate: Model, reference: Model, split: Split, rules: Policy, condi
     """
     if not candidate.model_id:
         raise ValueError(f"evidence must name a logged model, '{candidate.uri}' is none; log it with MLflow first (models:/m-...).")
+    # A key that cannot be read is better known before the measurement than after it.
+    signing.own_key()
     found = measure.evidence(candidate, reference, split.gate, split.task, rules, conditions)
     verdict = judge(found.candidate, rules)
     binding = Binding(
@@ -58,7 +61,7 @@ def prove(candidate: Model, reference: Model, split: Split, rules: Policy, condi
         data_digest=split.gate.digest,
         split_digest=split.digest,
         policy_digest=rules.digest,
-        reference_model_id=reference.model_id,
+        reference_model_id=identity_of(reference),
         fingerprint=found.candidate.fingerprint,
         task=split.task.kind,
         measured_at=int(time.time() * 1000),
@@ -69,10 +72,12 @@ def prove(candidate: Model, reference: Model, split: Split, rules: Policy, condi
 def write(proof: Proof, rules: Policy, run_id: str) -> None:
     """Write a proof as metrics and tags of its run.
 
-    The metrics carry no model id: on a logged model MLflow would turn what is not finite into a number.
+    The metrics carry no model id: on a logged model MLflow would turn what is not finite into a number. They are signed
+    where the environment names a key.
     """
+    metrics = evidence.to_metrics(proof.measured, rules, proof.verdict)
     tags = evidence.to_tags(proof.binding, proof.verdict.outcome, proof.measured.doubt)
-    tracking.log_values(run_id, evidence.to_metrics(proof.measured, rules, proof.verdict), tags)
+    tracking.log_values(run_id, metrics, tags | signing.signature_tag(run_id, metrics, tags))
 
 
 def point_to(model_id: str, run_id: str) -> None:
@@ -101,26 +106,26 @@ def seen_before(split: Split) -> str:
     return f"These gate rows have decided {times} verdict{'' if times == 1 else 's'} in this experiment before."
 
 
-def policy_for(register_as: str, path: str, task: Task) -> Policy:
+def policy_for(register_as: str, path: str, task: Task, speedup: float = 1.05) -> Policy:
     """Find the policy that a result will be judged by.
 
     A server that guards the target name decides; then a file; then the default of the task. A file that differs from the
     server's policy is refused rather than silently passed over: its author believes that it counts.
 
     Args:
-        register_as: registered model that the result is for, `""` if none; the server tells its policy once the name exists.
+        register_as: registered model that the result is for, `""` if none; it need not exist yet.
         path: policy file, `""` if none.
         task: of the data.
+        speedup: that the default policy asks for.
 
     Raises:
         ValueError: the file is wrong, or differs from the server's policy.
 
     """
     own = policy.read_policy(path) if path else None
-    known = bool(register_as) and tracking.is_registered(register_as)
-    gate = active_gate(tracking.client(), register_as) if known else None
+    gate = active_gate(tracking.client(), register_as) if register_as else None
     if gate is None:
-        return own or policy.default_policy(task.kind)
+        return own or policy.default_policy(task.kind, speedup)
     theirs = gate.policy(task.kind)
     if own and own.digest != theirs.digest:
         raise ValueError(
@@ -131,9 +136,48 @@ def policy_for(register_as: str, path: str, task: Task) -> Policy:
 
 
 def model_behind(name: str, alias: str = CHAMPION) -> str:
-    """Return the model id behind an alias of a registered model, `""` if there is none."""
+    """Return what evidence for an alias compares with, as it follows `models:/`: a model id, or name and version of one that has none.
+
+    Empty if there is no such model. A server with the hook remembers the last one even where the alias was deleted.
+
+    Raises:
+        ValueError: that model is gone, and nothing can be compared with it any more.
+
+    """
+    return reference_behind(name, alias).removeprefix(_REGISTRY)
+
+
+def reference_behind(name: str, alias: str = CHAMPION) -> str:
+    """Return the identity of the model that evidence for an alias compares with, `""` if there is none.
+
+    Raises:
+        ValueError: that model is gone, and nothing can be compared with it any more.
+
+    """
+    gate = active_gate(tracking.client(), name) if name else None
+    if gate and (known := gate.references.get(alias.lower(), "")):
+        if known.startswith(_REGISTRY) and not known[-1].isdigit():
+            raise ValueError(
+                f"evidence must compare with the last '{alias}' of {name}, {known}; the server's owner lets a new one in by mode: dry_run."
+            )
+        return known
     version = tracking.alias_version(name, alias) if name else ""
-    return tracking.model_id_of(name, version) if version else ""
+    return registered_identity(name, version) if version else ""
+
+
+def registered_identity(name: str, version: str) -> str:
+    """Say what evidence calls a registered version, as the hook does: its logged model, else its place in the registry."""
+    client = tracking.client()
+    source = str(client.get_model_version(name, version).source or "")
+    location = "" if evidence.model_behind(source, "") else str(client.get_model_version_download_uri(name, version))
+    return evidence.identity(source, location, name, version)
+
+
+def identity_of(reference: Model) -> str:
+    """Say what evidence calls a reference: a registered version what the registry calls it, anything else its logged model."""
+    name, _, version = reference.uri.removeprefix(_REGISTRY).rpartition("/")
+    registered = reference.uri.startswith(_REGISTRY) and bool(name) and version.isdigit()
+    return registered_identity(name, version) if registered else reference.model_id
 
 
 def dataset_inputs(split: Split) -> dict[str, DatasetInput]:

@@ -131,6 +131,10 @@ class Policy:
         mode: `enforce`; `dry_run` says what it would do; `off`.
         hardware: glob that the evidence's fingerprint must match, `""` for any machine.
         verify_files: whether the hook hashes the model's files.
+        data_digest: of the gate rows that evidence must come from, `""` for any.
+        trusted_keys: public keys, base64, of which one must have signed the evidence; empty for unsigned evidence as well.
+        trusted_experiments: ids of experiments of which one must hold the evidence; empty for any.
+        waivers: users who may waive a criterion, `*` for whoever asks; empty for nobody.
         digest: over criteria and confidence, which is what decides.
     """
 
@@ -142,6 +146,10 @@ class Policy:
     mode: Literal["enforce", "dry_run", "off"] = "enforce"
     hardware: str = ""
     verify_files: bool = False
+    data_digest: str = ""
+    trusted_keys: tuple[str, ...] = ()
+    trusted_experiments: tuple[str, ...] = ()
+    waivers: tuple[str, ...] = ()
     digest: str = ""
 
 

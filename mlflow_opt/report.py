@@ -1,16 +1,19 @@
-"""Show what a recipe found: the table of variants, the Pareto plot, the page. Rows go in; text, a figure or HTML comes out."""
+"""Show what a recipe found: the table of variants, the verdict, the Pareto plot. Rows go in; text or a figure comes out."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow_opt import metrics
-from mlflow_opt.records import Measurement, Outcome, Param, Policy, Verdict
+from mlflow_opt.parameter import to_text
+from mlflow_opt.records import Measurement, Outcome, Param, Policy, Quantity, Verdict
+from mlflow_opt.scoring import Scored
 
 _COLUMNS = ("speedup", "latency_p50_ms", "latency_p99_ms", "size_mb", "label_flips")
 
@@ -26,6 +29,7 @@ class Row:
         run_id: its child run.
         model_id: its logged model.
         standing: `baseline`, `chosen`, `passes`, `misses: ...` or what kept it out.
+        quantities: the metrics that have an interval, with it.
     """
 
     name: str
@@ -34,6 +38,47 @@ class Row:
     run_id: str = ""
     model_id: str = ""
     standing: str = ""
+    quantities: Mapping[str, Quantity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a recipe ends with.
+
+    Args:
+        recipe: its name.
+        params: its parameters.
+        rows: baseline first, then the variants.
+        headline: the quality metric that stands for quality.
+        findings: what the figures mean, in sentences.
+        register_as: registered model, `""` if none.
+        version: the new version, `""` if nothing was registered.
+        aim: what was looked for: `latency`, `quality`, or `first` for a model that nothing is compared with.
+        facts: where the figures come from, name to words.
+        scored: answers on the selection rows of the models whose calibration is shown, by name.
+    """
+
+    recipe: str
+    params: Mapping[str, Any]
+    rows: Sequence[Row]
+    headline: str
+    findings: tuple[str, ...]
+    register_as: str
+    version: str
+    aim: str = "latency"
+    facts: Mapping[str, str] = field(default_factory=dict)
+    scored: Mapping[str, Scored] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """Return the exact command to run it again."""
+        given = [f"-P {shlex.quote(f'{key}={to_text(value)}')}" for key, value in self.params.items() if value != ""]
+        return f"mlflow run . -e {self.recipe} {' '.join(given)}".rstrip()
+
+    @property
+    def chosen(self) -> Row | None:
+        """Return the chosen row, None if nothing was chosen."""
+        return next((row for row in self.rows if row.standing == "chosen"), None)
 
 
 def columns(rows: Sequence[Row], headline: str) -> list[str]:
@@ -53,9 +98,18 @@ def markdown_table(rows: Sequence[Row], headline: str) -> str:
     """
     names = columns(rows, headline)
     head = ["variant", *names, "standing"]
-    body = [[row.name, *(show(name, row.metrics.get(name)) for name in names), row.standing] for row in rows]
+    return text_table(head, [[row.name, *(show(name, row.metrics.get(name)) for name in names), row.standing] for row in rows])
+
+
+def text_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table whose columns line up as plain text, too.
+
+    Args:
+        head: column names.
+        body: cells.
+    """
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *body]
+    lines = [head, ["-" * max(width, 3) for width in widths], *body]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
 
 
@@ -139,63 +193,3 @@ def save_pareto(rows: Sequence[Row], headline: str, path: Path) -> None:
     axes.set_title("Red: baseline. Green: chosen. Grey line: Pareto front.", fontsize=10)
     axes.grid(alpha=0.3)
     figure.savefig(path)
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse;display:block;overflow-x:auto}}th,td{{padding:.3rem .7rem;border-bottom:1px solid #8884;text-align:right}}
-th:first-child,td:first-child,th:last-child,td:last-child{{text-align:left}}pre{{overflow-x:auto;padding:1rem;background:#8881}}
-.PASS{{color:#2a9d3a}}.FAIL{{color:#d33}}.INCONCLUSIVE{{color:#c80}}</style>
-<h1>{title}</h1><p class="{outcome}"><strong>{outcome}</strong></p><ul>{reasons}</ul>
-{figure}{table}{findings}<h2>Run it again</h2><pre>{command}</pre></html>"""
-
-
-def page(title: str, rows: Sequence[Row], headline: str, verdict: Verdict | None, findings: Sequence[str], command: str) -> str:
-    """Write the self-contained page: verdict with reasons, interactive Pareto plot, table, findings, the command to repeat it."""
-    reasons = "".join(f"<li class='{r.outcome.value}'>{html.escape(r.text)}</li>" for r in verdict.reasons) if verdict else ""
-    return _PAGE.format(
-        title=html.escape(title),
-        outcome=verdict.outcome.value if verdict else "nothing chosen",
-        reasons=reasons,
-        figure=_figure(rows, headline),
-        table=_html_table(rows, headline),
-        findings="".join(f"<p>{html.escape(text)}</p>" for text in findings),
-        command=html.escape(command),
-    )
-
-
-def _figure(rows: Sequence[Row], headline: str) -> str:
-    import plotly.graph_objects as go
-
-    shown = [row for row in rows if "latency_p50_ms" in row.metrics and headline in row.metrics]
-    if not shown:
-        return ""
-    figure = go.Figure(
-        go.Scatter(
-            x=[row.metrics["latency_p50_ms"] for row in shown],
-            y=[row.metrics[headline] for row in shown],
-            text=[row.name for row in shown],
-            customdata=[[row.standing, row.metrics.get("speedup", math.nan)] for row in shown],
-            hovertemplate="%{text}<br>%{x:.3g} ms, %{y:.4f}<br>speedup %{customdata[1]:.2f}<br>%{customdata[0]}<extra></extra>",
-            mode="markers+text",
-            textposition="top center",
-            marker={"size": 11, "color": [{"baseline": "#d62728", "chosen": "#2ca02c"}.get(r.standing, "#1f77b4") for r in shown]},
-        )
-    )
-    figure.update_xaxes(type="log", title="latency_p50_ms, one row")
-    figure.update_yaxes(title=f"{headline} on the selection rows")
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(128,128,128,0.06)", font={"color": "#888"}, height=480)
-    return str(figure.to_html(full_html=False, include_plotlyjs=True, config={"responsive": True}))
-
-
-def _html_table(rows: Sequence[Row], headline: str) -> str:
-    names = columns(rows, headline)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("variant", *names, "standing"))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(c)}</td>" for c in (row.name, *(show(n, row.metrics.get(n)) for n in names), row.standing))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

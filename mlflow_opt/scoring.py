@@ -6,23 +6,20 @@ them are matrix products and cumulative sums instead of 2,000 passes through a m
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlflow_opt import metrics
+from mlflow_opt.own_metrics import OwnMetric, call_own
 from mlflow_opt.records import Task
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
-Function = Callable[[Any, Any], float]
 
 # Metrics that are a smooth function of means over rows.
 AVERAGED = frozenset({"log_loss", "mae", "rmse", "mape", "r2"})
@@ -39,14 +36,6 @@ class BadScores(ValueError):  # noqa: N818 - named for what it is about, like th
 
 
 @dataclass(frozen=True)
-class OwnMetric:
-    """A user's own metric: its name (`own_profit`) and function(labels, scores) -> float, larger is better."""
-
-    name: str
-    function: Function
-
-
-@dataclass(frozen=True)
 class Scored:
     """One model's answers on labelled rows, ready to be compared with another's on the same rows.
 
@@ -57,6 +46,7 @@ class Scored:
         raw_labels: labels as they are in the data, for a user's own metric.
         values: metric name -> value; a metric that these rows do not define (one class only) is absent.
         own: the user's own metrics.
+        threshold: probability of the later class from which a binary model answers it.
     """
 
     task: Task
@@ -65,18 +55,19 @@ class Scored:
     raw_labels: npt.NDArray[Any]
     values: Mapping[str, float]
     own: tuple[OwnMetric, ...] = ()
+    threshold: float = 0.5
 
     @property
     def answers(self) -> npt.NDArray[Any]:
         """Return the predicted class codes (ties go to the earlier class), or the predictions of a regression."""
-        return self.outputs if self.task.kind == "regression" else np.argmax(self.outputs, axis=1)
+        return self.outputs if self.task.kind == "regression" else decided(self.outputs, self.threshold)
 
     def rows(self, mask: npt.NDArray[np.bool_]) -> Scored:
         """Return the same for some of the rows."""
-        return make_scored(self.task, self.raw_labels[mask], self.labels[mask], self.outputs[mask], self.own)
+        return make_scored(self.task, self.raw_labels[mask], self.labels[mask], self.outputs[mask], self.own, self.threshold)
 
 
-def score(task: Task, labels: npt.NDArray[Any], scores: Any, own: tuple[OwnMetric, ...] = ()) -> Scored:
+def score(task: Task, labels: npt.NDArray[Any], scores: Any, own: tuple[OwnMetric, ...] = (), threshold: float = 0.5) -> Scored:
     """Score a model's answers against labels.
 
     Example:
@@ -90,6 +81,7 @@ def score(task: Task, labels: npt.NDArray[Any], scores: Any, own: tuple[OwnMetri
         labels: shape (n,), as in the data.
         scores: what the model gave: (n, classes) probabilities or logits, or (n,) for a regression.
         own: the user's own metrics.
+        threshold: probability of the later class from which a binary model answers it.
 
     Raises:
         BadScores: the answer has another shape than labels and classes ask for, or is not finite.
@@ -99,54 +91,25 @@ def score(task: Task, labels: npt.NDArray[Any], scores: Any, own: tuple[OwnMetri
     outputs = _outputs(task, scores, len(labels))
     if task.kind == "regression":
         return make_scored(task, labels, np.asarray(labels, dtype=float), outputs, own)
-    return make_scored(task, labels, _codes(task, labels), outputs, own)
+    return make_scored(task, labels, _codes(task, labels), outputs, own, threshold)
 
 
-def make_scored(task: Task, raw: npt.NDArray[Any], labels: npt.NDArray[Any], outputs: Floats, own: tuple[OwnMetric, ...]) -> Scored:
+def decided(outputs: Floats, threshold: float = 0.5) -> Codes:
+    """Give the class code that each row is answered with: of the largest probability, the earlier of equals, or by a threshold."""
+    return np.argmax(outputs, axis=1) if threshold == 0.5 else (outputs[:, 1] >= threshold).astype(np.int64)
+
+
+def make_scored(
+    task: Task, raw: npt.NDArray[Any], labels: npt.NDArray[Any], outputs: Floats, own: tuple[OwnMetric, ...], threshold: float = 0.5
+) -> Scored:
     """Compute every metric of the task that these rows define."""
     weights = np.ones((1, len(labels)))
-    values = {name: float(weighted(name, task, labels, outputs, weights)[0]) for name in metrics.QUALITY[task.kind]}
+    values = {name: float(weighted(name, task, labels, outputs, weights, threshold)[0]) for name in metrics.QUALITY[task.kind]}
     values |= {metric.name: call_own(metric, raw, outputs) for metric in own}
-    return Scored(task, labels, outputs, raw, {name: value for name, value in values.items() if math.isfinite(value)}, own)
+    return Scored(task, labels, outputs, raw, {name: value for name, value in values.items() if math.isfinite(value)}, own, threshold)
 
 
-def read_own(reference: str) -> OwnMetric:
-    """Load a user's metric from `path.py:function`; its code runs in this process.
-
-    Args:
-        reference: a Python file and a function of (labels, scores) in it, which returns a number; larger is better.
-
-    Raises:
-        ValueError: not of that form, no such file or function, or it does not take two arguments.
-
-    """
-    path, separator, name = reference.rpartition(":")
-    if not separator or not name.isidentifier():
-        raise ValueError(f"metric must be path.py:function, got '{reference}'; for example metric=profit.py:profit.")
-    if not Path(path).is_file():
-        raise ValueError(f"metric must name a Python file, got '{path}', which does not exist.")
-    spec = importlib.util.spec_from_file_location(f"mlflow_opt_own_{name}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"metric must name a Python file, got '{path}'; its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"metric must name a function of {path}, which has no function '{name}'.")
-    if len(inspect.signature(function).parameters) != 2:
-        raise ValueError(f"a metric takes (labels, scores), {path}:{name} takes {inspect.signature(function)}.")
-    return OwnMetric(metrics.OWN_PREFIX + name, function)
-
-
-def call_own(metric: OwnMetric, labels: npt.NDArray[Any], outputs: Floats) -> float:
-    """Call a user's metric and insist on a number."""
-    value = metric.function(labels, outputs)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise ValueError(f"{metric.name} must return a number, got {type(value).__name__}; return float(...).")
-    return float(value)
-
-
-def weighted(name: str, task: Task, labels: npt.NDArray[Any], outputs: Floats, weights: Floats) -> Floats:
+def weighted(name: str, task: Task, labels: npt.NDArray[Any], outputs: Floats, weights: Floats, threshold: float = 0.5) -> Floats:
     """Compute one metric under many weightings of the rows.
 
     Args:
@@ -155,6 +118,7 @@ def weighted(name: str, task: Task, labels: npt.NDArray[Any], outputs: Floats, w
         labels: codes or targets, shape (n,).
         outputs: probabilities (n, classes) or predictions (n,).
         weights: shape (weightings, n), not negative.
+        threshold: probability from which a binary model answers the later class.
 
     Returns:
         one value a weighting, NaN where it is not defined.
@@ -162,9 +126,9 @@ def weighted(name: str, task: Task, labels: npt.NDArray[Any], outputs: Floats, w
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         if name == "accuracy":
-            return np.asarray(weights @ (np.argmax(outputs, axis=1) == labels) / weights.sum(1))
+            return np.asarray(weights @ (decided(outputs, threshold) == labels) / weights.sum(1))
         if name == "f1":
-            return f1_of(task, f1_parts(len(task.classes), labels, np.argmax(outputs, axis=1), weights))
+            return f1_of(task, f1_parts(len(task.classes), labels, decided(outputs, threshold), weights))
         if name in AVERAGED:
             return averaged(name, weights @ terms(name, labels, outputs))
         if name == "roc_auc":

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from mlflow_opt.intervals import look_levels
 from mlflow_opt.noise import doubt_of
+from mlflow_opt.own_metrics import OwnMetric
 from mlflow_opt.records import Criterion, Policy, Quantity
-from mlflow_opt.scoring import OwnMetric
 from mlflow_opt.stopwatch import Bench, Entry, Located, Sitting, Timings, as_entry
 from mlflow_opt.timing_session import Phase
 

@@ -15,25 +15,47 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlflow_opt import aftermath, candidates, choosing, data, dropin, measure, metrics, models, outcome, proof, tracking, trainable
+import pandas as pd
+
+from mlflow_opt import (
+    aftermath,
+    candidates,
+    choosing,
+    data,
+    dropin,
+    exporting,
+    learner_files,
+    measure,
+    models,
+    outcome,
+    proof,
+    tracking,
+    trainable,
+)
 from mlflow_opt.candidates import Candidate
-from mlflow_opt.data import Batch
-from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt.choosing import Aim
 from mlflow_opt.model_files import TRAINABLE
 from mlflow_opt.models import Model
 from mlflow_opt.outcome import Row
 from mlflow_opt.progress import Progress
-from mlflow_opt.records import Variant, Verdict
+from mlflow_opt.records import Policy, Variant, Verdict
+from mlflow_opt.registering import Target
+from mlflow_opt.workshop import Workshop
 
 _logger = logging.getLogger(__name__)
 
 BASELINE = "baseline"
+Trainer = Callable[[data.Split, Path, int], Path]
+# What the default policy asks of a variant that is made for quality: at most 1.4 times as slow.
+_SPEEDUP = {"latency": 1.05, "quality": 0.7, "first": 0.7, "last": 1.05}
 
 
-class Session:
+class Session(Workshop):
     """A run that is under way; `start` makes it."""
 
-    def __init__(self, recipe: str, params: Mapping[str, Any], parent: tracking.Parent, folder: Path) -> None:
+    def __init__(
+        self, recipe: str, params: Mapping[str, Any], parent: tracking.Parent, folder: Path, aim: Aim = "latency", half: str = ""
+    ) -> None:
         """Read the data and find the policy.
 
         Args:
@@ -41,34 +63,32 @@ class Session:
             params: its parameters.
             parent: the parent run.
             folder: scratch folder, gone when the session ends.
+            aim: what the recipe looks for.
+            half: of the gate rows, all if empty.
         """
-        self.recipe, self.params, self.parent, self.folder = recipe, params, parent, folder
-        self.seed, self.threads = int(params["seed"]), int(params.get("threads", 1))
-        self.split = data.split(data.read(str(params["data"]), str(params["target"])))
-        self.task = self.split.task
-        self.headline = metrics.QUALITY[self.task.kind][0]
-        self.own = measure.own_metric(str(params.get("metric", "")))
-        self.register_as = str(params.get("register_as", ""))
-        self.policy = proof.policy_for(self.register_as, str(params["policy"]), self.task)
+        split = data.split(data.read(f"{params['data']}{half and '#'}{half}", str(params["target"])))
+        super().__init__(split, folder, int(params.get("threads", 1)), str(params.get("metric", "")))
+        self.recipe, self.params, self.parent, self.aim, self.seed = recipe, params, parent, aim, int(params["seed"])
+        self.target = Target(str(params.get("register_as", "")), recipe)
+        self.policy = self._policy()
         self.candidates: list[Candidate] = []
         self.recorded: list[Candidate] = []
         self.findings: list[str] = []
         self._inputs = proof.dataset_inputs(self.split)
         self._progress = Progress(recipe)
         self._open: set[str] = set()
-        self._created = False
         self._clock = time.monotonic()
         tracking.log_inputs(parent.run_id, list(self._inputs.values()))
 
-    def measure_baseline(self) -> None:
-        """Load the model to optimise, or train the default one, and measure it."""
-        if self.params["model"]:
+    def measure_baseline(self, train: Trainer | None) -> None:
+        """Load the model to optimise, or train one (the default of the data if no trainer is given), and measure it."""
+        if self.params.get("model"):
             loaded = models.load(str(self.params["model"]), self.threads)
         else:
             from mlflow_opt import baselines
 
             _logger.info("No model was given: training the default one on %s.", self.split.dataset.name)
-            trained = baselines.train_baseline(self.split, self.folder / BASELINE, self.seed)
+            trained = (train or baselines.train_baseline)(self.split, self.folder / BASELINE, self.seed)
             loaded = models.load(str(trained), self.threads)
         candidates.require_answers(loaded, self.example)
         proof.require_same_split(loaded, self.split)
@@ -76,45 +96,18 @@ class Session:
         self.reference = self._reference()
         self._progress.step(f"baseline ({loaded.flavour}): {self.headline} {self.baseline.plain.get(self.headline, float('nan')):.4f}")
 
-    @property
-    def model(self) -> Model:
-        """Return the model to optimise."""
-        return self.baseline.model
-
-    @property
-    def example(self) -> Batch:
-        """Return a few calibration rows, for tracing and schema checks."""
-        return self.calibration(64)
-
-    def calibration(self, rows: int) -> Batch:
-        """Return at most so many calibration rows."""
-        return data.take(self.split.calibration.rows, slice(0, rows))
-
     def expect(self, variants: int) -> None:
         """Say how many variants will come, so that progress can say how long it will take."""
         # A clock of its own: training a baseline says nothing about how long a variant takes.
         self._progress = Progress(self.recipe, variants)
 
-    def dropin(self, name: str, graph: OnnxGraph, options: dropin.SessionOptions | None = None) -> Model:
-        """Save a graph as a drop-in for the model to optimise, ready to be added as a variant."""
-        return dropin.save_dropin(
-            graph,
-            self.model,
-            Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)) / "model",
-            session=options or dropin.SessionOptions(threads=self.threads),
-            example=self.example,
-        )
-
-    def drop(self, model: Model) -> float:
-        """Score a model on the selection rows and give its drop of the headline metric; for techniques that search."""
-        scored = measure.quality(model, self.split.selection, self.task, self.own)
-        return measure.drop(scored, self.baseline.scored, self.headline)
+    def trial(self, name: str, params: Mapping[str, Any], values: Mapping[str, float]) -> str:
+        """Write a trial of a search, which has values and no model of its own, as a finished child run; returns its id."""
+        tags = {"mlflow_opt.recipe": self.recipe, "mlflow_opt.trial": name}
+        return tracking.log_finished_child(self.parent, name, values, {"variant": name, **params}, tags)
 
     def add(self, variant: Variant) -> float:
-        """Score a variant on the selection rows, write it as a child run with a logged model, and give its headline drop.
-
-        A variant that is no drop-in for the baseline is kept for comparison and cannot be chosen.
-        """
+        """Score a variant on the selection rows, write its child run, give its headline drop; one that is no drop-in is only shown."""
         if not isinstance(variant.model, Model):
             raise TypeError(f"a variant's model must be a Model on disk, got {type(variant.model).__name__}; save it with `dropin` first.")
         candidate = self._record(variant, variant.model, self.baseline)
@@ -124,6 +117,12 @@ class Session:
         shown = f"{variant.name}: {self.headline} {candidate.plain[self.headline]:.4f} (drop {drop:+.4f}) {candidate.refused}"
         self._progress.step(shown.rstrip())
         return drop
+
+    def missed(self) -> list[str]:
+        """Time what was added last beside the baseline, and say which criteria of the policy it misses."""
+        last, threads = self.candidates[-1], self.threads
+        candidates.time_in_turns(self.baseline, [last], self.split.selection.rows, threads, keep_baseline=False)
+        return choosing.misses(last.measured, self.policy)
 
     def conclude(self, advise: Callable[[Sequence[Row]], Sequence[str]] | None = None) -> Verdict | None:
         """Time all variants in turns, choose, judge the chosen one on the gate rows, register it and write the report.
@@ -137,18 +136,25 @@ class Session:
         """
         self._time_all()
         measured = {c.variant.name: c.measured for c in self.candidates if not c.refused}
-        name = choosing.cheapest(measured, self.policy)
-        chosen = next((c for c in self.candidates if c.variant.name == name), None)
+        everyone = {BASELINE: self.baseline.measured, **measured} if self.aim == "first" else measured
+        name = choosing.choice(self.aim, everyone, self.policy, self.headline)
+        chosen = next((c for c in (*self.candidates, self.baseline) if c.variant.name == name), None)
         rows = self._rows(name)
         self.findings += list(advise(rows)) if advise else []
         if chosen is None:
             self.findings.append(choosing.nothing_chosen(measured, self.policy))
-        proved = self._prove(chosen) if chosen else None
-        version = self._register(chosen, proved) if chosen and proved else ""
+        proved = self._prove(chosen) if chosen and self.aim != "first" else None
+        version = self._register(chosen, proved) if chosen else ""
         for run_id in sorted(self._open):
             self._close(run_id, "FINISHED")
-        closing = outcome.Closing(self.recipe, self.params, rows, self.headline, tuple(self.findings), self.register_as, version)
+        scored = {c.variant.name: c.scored for c in (self.baseline, chosen) if c}
+        facts = outcome.facts(self.split, self.model, str(self.params.get("model", "")), self.threads)
+        closing = outcome.Closing(
+            self.recipe, self.params, rows, self.headline, tuple(self.findings), self.target.name, version, self.aim, facts, scored
+        )
         outcome.publish(self.parent.run_id, closing, proved, self.policy)
+        if chosen:
+            tracking.log_tags(self.parent.run_id, {tracking.CHOSEN: chosen.model.model_id, tracking.CHOSEN_RUN: chosen.run_id})
         return proved.verdict if proved else None
 
     def end_open_runs(self, status: str) -> None:
@@ -158,7 +164,9 @@ class Session:
 
     def _record(self, variant: Variant, model: Model, base: Candidate | None) -> Candidate:
         tags = {"mlflow_opt.recipe": self.recipe, "mlflow_opt.variant": variant.name}
-        run_id = tracking.open_child(self.parent, variant.name, {"variant": variant.name, **variant.params}, tags)
+        # The flavour of every child, so that baseline and variants line up in MLflow's comparison.
+        shown = {"variant": variant.name, "flavour": model.flavour, **variant.params}
+        run_id = tracking.open_child(self.parent, variant.name, shown, tags)
         self._open.add(run_id)
         made_in = time.monotonic() - self._clock
         scored = measure.quality(model, self.split.selection, self.task, self.own)
@@ -174,11 +182,10 @@ class Session:
     def _log_model(self, variant: Variant, model: Model, run_id: str, base: Candidate | None) -> Model:
         """Upload a model as a logged model of its run; a bare file becomes a drop-in folder first."""
         if model.path.is_file():
-            from mlflow_opt import exporting
-
             graph = exporting.to_onnx(model, self.example, self.task)
-            where = self.folder / "bare"
-            model = dropin.save_dropin(graph, model, where, session=dropin.SessionOptions(threads=self.threads), example=self.example)
+            model = dropin.save_dropin(
+                graph, model, self.scratch("bare"), session=dropin.SessionOptions(self.threads), example=self.example
+            )
         lineage = proof.lineage(base.model.model_id if base else "", self.split, self.recipe, self.params)
         params = {"variant": variant.name, **variant.params}
         model_id = tracking.create_model(self.parent, run_id, f"{self.recipe}-{variant.name}", params, lineage)
@@ -189,10 +196,10 @@ class Session:
 
     def _reference(self) -> Model:
         """Find the model that the verdict compares with: today's champion of the target name, else the baseline."""
-        champion = proof.model_behind(self.register_as)
+        champion = proof.model_behind(self.target.name)
         if champion in ("", self.model.model_id):
             return self.model
-        _logger.info("The verdict's reference is the champion of %s (%s).", self.register_as, champion)
+        _logger.info("The verdict's reference is the champion of %s (%s).", self.target.name, champion)
         return models.load(f"models:/{champion}", self.threads)
 
     def _refusal(self, model: Model) -> str:
@@ -213,21 +220,16 @@ class Session:
                 self._close(candidate.run_id, "FINISHED")
 
     def _rows(self, chosen: str) -> list[Row]:
-        rows = [
-            Row(BASELINE, self.baseline.plain, self.baseline.variant.params, self.baseline.run_id, self.baseline.model.model_id, BASELINE)
-        ]
+        rows = [self.baseline.row("chosen" if chosen == BASELINE else BASELINE)]
         for candidate in self.candidates:
             name = candidate.variant.name
             where = candidate.refused or choosing.standing(name, chosen, candidate.measured, self.policy)
-            rows.append(Row(name, candidate.plain, candidate.variant.params, candidate.run_id, candidate.model.model_id, where))
+            rows.append(candidate.row(where))
         return rows
 
     def _prove(self, chosen: Candidate) -> proof.Proof:
-        if self.register_as and not tracking.is_registered(self.register_as):
-            # Only a name that exists has a policy to ask for; a version follows unless the verdict is a FAIL.
-            tracking.create_registered(self.register_as)
-            self._created = True
-            self.policy = proof.policy_for(self.register_as, str(self.params["policy"]), self.task)
+        if self.target.create():
+            self.policy = self._policy()
         self._carry_trainable(chosen)
         self.findings.append(proof.seen_before(self.split))
         _logger.info("Judging %s on %d gate rows that no choice has seen.", chosen.variant.name, data.n_rows(self.split.gate.rows))
@@ -242,29 +244,23 @@ class Session:
         return proved
 
     def _carry_trainable(self, chosen: Candidate) -> None:
-        """Give the chosen variant of a network the float network itself, so that later recipes can go on training it."""
-        if trainable.carry(self.model, chosen.model.path):
+        """Give the chosen variant what it was made from, so that later recipes can go on training it."""
+        if (chosen.model.path / TRAINABLE).is_dir():
+            return
+        carry = learner_files.carry if isinstance(self.example, pd.DataFrame) else trainable.carry
+        if carry(self.model, chosen.model.path):
             tracking.upload_part(chosen.model.model_id, chosen.model.path / TRAINABLE, TRAINABLE)
             chosen.model = replace(chosen.model)
 
-    def _register(self, chosen: Candidate, proved: proof.Proof) -> str:
-        if not self.register_as:
-            return ""
-        if proved.verdict.outcome.value == "FAIL":
+    def _register(self, chosen: Candidate, proved: proof.Proof | None) -> str:
+        if proved is None:
+            return self.target.add_first(chosen)
+        if self.target.name and proved.verdict.outcome.value == "FAIL":
             self.findings.append(f"{chosen.variant.name} met the policy on the selection rows but not on the gate rows: not registered.")
-            if self._created:
-                tracking.delete_registered(self.register_as)
-            return ""
-        if self._created:
-            tracking.register(
-                self.register_as, self.model.model_id, self.baseline.run_id, "The unoptimised model that the next version replaces."
-            )
-        lines = "\n".join(f"- {line}" for line in outcome.verdict_lines(proved.verdict))
-        text = f"{self.recipe}: {chosen.variant.name}, {proved.verdict.outcome.value}\n\n{lines}"
-        version = tracking.register(self.register_as, chosen.model.model_id, chosen.run_id, text)
-        # Last of all: under `promote: auto` the hook judges at this moment.
-        tracking.set_alias(self.register_as, proof.CHALLENGER, version)
-        return version
+        return self.target.add(chosen, proved, self.baseline)
+
+    def _policy(self) -> Policy:
+        return proof.policy_for(self.target.name, str(self.params.get("policy", "")), self.task, _SPEEDUP[self.aim])
 
     def _close(self, run_id: str, status: str) -> None:
         if run_id in self._open:
@@ -273,12 +269,17 @@ class Session:
 
 
 @contextmanager
-def start(recipe: str, params: Mapping[str, Any]) -> Iterator[Session]:
+def start(
+    recipe: str, params: Mapping[str, Any], *, aim: Aim = "latency", train: Trainer | None = None, half: str = ""
+) -> Iterator[Session]:
     """Open the run of a recipe, measure its baseline, and end every run properly however the recipe ends.
 
     Args:
         recipe: name of the recipe.
         params: all of its parameters: `locals()` as the recipe's first statement.
+        aim: what to choose: the cheapest variant that meets the policy, the best one, or a first model, which is not judged.
+        train: trains the baseline where no model was given; the default model of the data if there is no trainer.
+        half: of the gate rows, `final` for a chain whose steps were judged on the other; all if empty.
 
     Raises:
         ConnectionError: the tracking server does not answer.
@@ -290,8 +291,8 @@ def start(recipe: str, params: Mapping[str, Any]) -> Iterator[Session]:
     session: Session | None = None
     with tempfile.TemporaryDirectory(prefix=f"mlflow-opt-{recipe}-") as folder:
         try:
-            session = Session(recipe, given, parent, Path(folder))
-            session.measure_baseline()
+            session = Session(recipe, given, parent, Path(folder), aim, half)
+            session.measure_baseline(train)
             yield session
         except BaseException as error:
             aftermath.end_badly(parent, session, error)

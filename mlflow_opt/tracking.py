@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ from mlflow_opt.parameter import to_text
 
 PARAM_LENGTH = 6000
 _HEALTH_TIMEOUT_S = 5
+_KIND = (("mlflow.experimentKind", "custom_model_development"),)
+# The most metrics that MLflow takes in one call.
+_BATCH = 1000
+
+# On a recipe's parent run: the logged model that was chosen, and its child run.
+CHOSEN, CHOSEN_RUN = "mlflow_opt.chosen_model_id", "mlflow_opt.chosen_run_id"
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,14 @@ def log_values(run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str
     linked = {key: value for key, value in metrics.items() if key not in plain}
     entries = _metrics(plain) + _metrics(linked, model_id)
     MlflowClient().log_batch(run_id, metrics=entries, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+
+
+def log_steps(run_id: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Write metrics that have a value for each step, epochs say, in as few batches as MLflow takes."""
+    now = int(time.time() * 1000)
+    entries = [Metric(name, float(value), now, step) for name, points in series.items() for step, value in points]
+    for at in range(0, len(entries), _BATCH):
+        MlflowClient().log_batch(run_id, metrics=entries[at : at + _BATCH])
 
 
 def log_tags(run_id: str, tags: Mapping[str, str]) -> None:
@@ -229,6 +243,17 @@ def model_id_of(name: str, version: str) -> str:
     return str(found.model_id or "") or (source.removeprefix("models:/") if source.startswith("models:/m-") else "")
 
 
+def has_version(name: str, version: str) -> bool:
+    """Tell whether a registered model has a version of this number."""
+    try:
+        MlflowClient().get_model_version(name, version)
+    except mlflow.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
 def alias_version(name: str, alias: str) -> str:
     """Return the version an alias points to, or `""`."""
     aliases = MlflowClient().get_registered_model(name).aliases if is_registered(name) else {}
@@ -242,7 +267,8 @@ def experiment() -> str:
         return named
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mlflow-opt")
     found = MlflowClient().get_experiment_by_name(name)
-    return str(found.experiment_id) if found else str(MlflowClient().create_experiment(name))
+    # The tag makes MLflow's page open on the table of runs instead of on traces of agents.
+    return str(found.experiment_id) if found else str(MlflowClient().create_experiment(name, tags=dict(_KIND)))
 
 
 def _params(params: Mapping[str, Any]) -> list[Param]:

@@ -26,7 +26,20 @@ from mlflow_opt.checkpoints import Epoch, Progress
 from mlflow_opt.losses import Arrays, Loss, Minibatch, evaluate, plain_loss
 from mlflow_opt.schedules import Schedule, rate_factor
 
-__all__ = ["Arrays", "DivergedError", "Epoch", "Fitted", "Loss", "Minibatch", "Schedule", "TrainSettings", "evaluate", "fit", "plain_loss"]
+__all__ = [
+    "Arrays",
+    "DivergedError",
+    "Epoch",
+    "Fitted",
+    "InterruptedTraining",
+    "Loss",
+    "Minibatch",
+    "Schedule",
+    "TrainSettings",
+    "evaluate",
+    "fit",
+    "plain_loss",
+]
 
 
 class DivergedError(ValueError):
@@ -45,9 +58,15 @@ class TrainSettings:
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
         weight_decay: of weights; biases and normalisation are spared.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        l1: draws the weights towards zero by `rate * l1` after each step, where they stop: exact zeros. It is the proximal
+            step of Beck, Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm", kept apart from the gradient as
+            AdamW keeps weight decay apart, because Adam would scale a gradient of |w| away. Biases and normalisation are spared.
         clip_norm: largest norm of the gradient, 0 for no limit.
         patience: stop after this many epochs without a better validation `monitor`, 0 for never.
-        monitor: what decides which epoch was best: validation `loss`, or `score` (accuracy or R2).
+        least_gain: relative improvement of the monitor below which an epoch does not count as better for `patience`; the best
+            weights are kept all the same. A loss that creeps down for ever would otherwise never stop.
+        monitor: what decides which epoch was best: validation `loss`, `score` (accuracy or R2), or `last`: the last one is kept,
+            because the network changes its form during training (gradual pruning).
         seed: every random choice derives from it.
         device: `cpu`, `cuda`, ...; "" takes CUDA where it is.
         checkpoint: file to resume from and to write after every epoch, "" for none.
@@ -59,10 +78,12 @@ class TrainSettings:
     schedule: Schedule = "cosine"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
+    l1: float = 0.0
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     patience: int = 0
-    monitor: Literal["loss", "score"] = "loss"
+    least_gain: float = 0.0
+    monitor: Literal["loss", "score", "last"] = "loss"
     seed: int = 0
     device: str = ""
     checkpoint: str = ""
@@ -72,6 +93,10 @@ class TrainSettings:
             raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}; give 1 or more.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}; 0.001 is a usual start for adamw.")
+        if self.weight_decay < 0 or self.l1 < 0 or self.patience < 0:
+            raise ValueError(
+                f"weight_decay, l1 and patience must not be negative, got {self.weight_decay}, {self.l1} and {self.patience}; 0 is none."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual.")
 
@@ -83,6 +108,19 @@ class Fitted:
     module: nn.Module
     history: tuple[Epoch, ...]
     best: int
+
+    @property
+    def seconds(self) -> float:
+        """Add up the time that the epochs took."""
+        return sum(epoch.seconds for epoch in self.history)
+
+
+class InterruptedTraining(KeyboardInterrupt):
+    """Training was interrupted after at least one epoch; `so_far` is what it had reached, with its best weights."""
+
+    def __init__(self, so_far: Fitted) -> None:
+        super().__init__(f"training was interrupted after {len(so_far.history)} epochs")
+        self.so_far = so_far
 
 
 def fit(
@@ -96,7 +134,8 @@ def fit(
     """Train a copy of a module and give it back with the weights of its best epoch.
 
     The same module, rows, settings and number of threads give the same weights. Where `settings.checkpoint` is a file
-    that an interrupted call wrote, training goes on after its last epoch and ends as it would have.
+    that an interrupted call wrote, training goes on after its last epoch and ends as it would have. Patience may differ
+    between the two calls: a training that stopped early goes on where it stopped.
 
     Args:
         module: any module that answers with one tensor: (n, classes) logits, or (n,) or (n, 1) values. Left unchanged.
@@ -108,26 +147,36 @@ def fit(
 
     Raises:
         DivergedError: if the loss is not a number.
+        InterruptedTraining: on Ctrl-C; it carries the best weights so far.
         ValueError: if the checkpoint is unreadable or belongs to another training.
 
     """
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loss = loss or plain_loss(settings.label_smoothing)
-    # Where it was computed and kept is not what is trained.
-    identity = f"{dataclasses.replace(settings, checkpoint='', device='')} on {len(train.targets)} rows"
+    # Where it is computed and kept, and when it stops, is not what is trained.
+    identity = f"{dataclasses.replace(settings, checkpoint='', device='', patience=0, least_gain=0.0)} on {len(train.targets)} rows"
     # The caller's random numbers are left as they were.
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         network = copy.deepcopy(module).to(device)
         state = Progress(network, _optimizer(network, settings), [], 0, {})
         checkpoints.resume(state, settings.checkpoint, identity)
-        while len(state.history) < settings.epochs and not _out_of_patience(state, settings):
-            _run_epoch(state, train, validation, settings, loss)
-            checkpoints.save(state, settings.checkpoint, identity)
-            if on_epoch:
-                on_epoch(state.history[-1])
-    network.load_state_dict(state.best_weights)
-    return Fitted(network.cpu().eval(), tuple(state.history), state.best)
+        try:
+            while len(state.history) < settings.epochs and not _out_of_patience(state, settings):
+                _run_epoch(state, train, validation, settings, loss)
+                checkpoints.save(state, settings.checkpoint, identity)
+                if on_epoch:
+                    on_epoch(state.history[-1])
+        except KeyboardInterrupt as stop:
+            if not state.best:
+                raise
+            raise InterruptedTraining(_best_of(state)) from stop
+    return _best_of(state)
+
+
+def _best_of(state: Progress) -> Fitted:
+    state.module.load_state_dict(state.best_weights)
+    return Fitted(state.module.cpu().eval(), tuple(state.history), state.best)
 
 
 def _run_epoch(state: Progress, train: Arrays, validation: Arrays, settings: TrainSettings, loss: Loss) -> None:
@@ -138,7 +187,7 @@ def _run_epoch(state: Progress, train: Arrays, validation: Arrays, settings: Tra
     state.module.train()
     for done, batch in _minibatches(train, settings.batch_size, device):
         rate = settings.learning_rate * rate_factor(settings.schedule, (number + done) / settings.epochs, losses)
-        value = _step(state, batch, loss, rate, settings.clip_norm)
+        value = _step(state, batch, loss, rate, settings)
         _check_finite("training", value, number + 1, settings)
         total += value * len(batch.index)
         seen += len(batch.index)
@@ -146,7 +195,7 @@ def _run_epoch(state: Progress, train: Arrays, validation: Arrays, settings: Tra
     _check_finite("validation", validation_loss, number + 1, settings)
     epoch = Epoch(number + 1, total / seen, validation_loss, score, rate, time.perf_counter() - started)
     state.history.append(epoch)
-    if state.best == 0 or _merit(epoch, settings) > _merit(state.history[state.best - 1], settings):
+    if state.best == 0 or settings.monitor == "last" or _merit(epoch, settings) > _merit(state.history[state.best - 1], settings):
         state.best = epoch.number
         state.best_weights = {name: tensor.detach().clone() for name, tensor in state.module.state_dict().items()}
 
@@ -179,17 +228,25 @@ def _minibatches(rows: Arrays, size: int, device: torch.device) -> Iterator[tupl
         )
 
 
-def _step(state: Progress, batch: Minibatch, loss: Loss, rate: float, clip_norm: float) -> float:
+def _step(state: Progress, batch: Minibatch, loss: Loss, rate: float, settings: TrainSettings) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad()
     value = loss(state.module, batch)
     # torch ships no type for it.
     value.backward()  # type: ignore[no-untyped-call]
-    if clip_norm:
-        nn.utils.clip_grad_norm_(state.module.parameters(), clip_norm)
+    if settings.clip_norm:
+        nn.utils.clip_grad_norm_(state.module.parameters(), settings.clip_norm)
     state.optimizer.step()
+    if settings.l1:
+        _shrink(state.optimizer.param_groups[0]["params"], rate * settings.l1)
     return value.item()
+
+
+@torch.no_grad()
+def _shrink(weights: list[nn.Parameter], by: float) -> None:
+    for weight in weights:
+        weight.copy_(torch.sign(weight) * torch.relu(weight.abs() - by))
 
 
 def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -204,4 +261,14 @@ def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimi
 
 
 def _out_of_patience(state: Progress, settings: TrainSettings) -> bool:
-    return bool(settings.patience) and len(state.history) - state.best >= settings.patience
+    return bool(settings.patience) and len(state.history) - _last_gain(state.history, settings) >= settings.patience
+
+
+def _last_gain(history: list[Epoch], settings: TrainSettings) -> int:
+    """Number the last epoch that was better than all before it by enough to count; 0 before the first."""
+    last, best = 0, -math.inf
+    for epoch in history:
+        merit = _merit(epoch, settings)
+        if last == 0 or merit > best + settings.least_gain * abs(best):
+            last, best = epoch.number, merit
+    return last

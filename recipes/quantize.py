@@ -1,4 +1,4 @@
-"""Quantise a network to 8-bit integers after training, with the scheme that this CPU computes well and the data allows.
+"""Quantise a network to 8-bit integers with the scheme that this CPU computes well and the data allows, training it so if need be.
 
 Helps when the network spends its time in convolutions or matrix products and the CPU has integer dot products (AVX-512
 VNNI, AVX-VNNI): there U8S8 runs 2-3x faster than float in the same runtime. With AVX2 alone the gain is smaller and
@@ -7,221 +7,75 @@ linear models, networks that are bound by memory traffic or by the cost of the c
 emulated; then the recipe says so with the figures and keeps float. Smaller is not faster: weight-only int8 is a quarter of
 the size and no faster, and is tried to show it.
 
-Where every scheme loses too much quality, the most sensitive operators stay in float: their sensitivity is the output
-error when only that operator is quantised, and the smallest number of them is found by bisection.
+Where quality is lost, three ways back are tried, the cheap ones first: biases that make up for the mean error of each operator;
+the most sensitive operators in float (their sensitivity is the output error when only that operator is quantised, the smallest
+number of them is found by bisection, and what need not stay is taken back one by one); and training with rounding, which needs
+the torch network and is left out, with a word, where quantising after training was enough. A regression's errors are looked at
+for a shift to one side, which r2 would hide.
 
 References: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
 inference"; Nagel et al. 2021, "A white paper on neural network quantization"; Wu et al. 2020, "Integer quantization for
-deep learning inference: principles and empirical evaluation" (calibration methods, partial quantisation by sensitivity).
+deep learning inference: principles and empirical evaluation" (calibration methods, partial quantisation by sensitivity);
+Esser et al. 2020, "Learned step size quantization".
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from mlflow_opt import choosing, exporting, session
+from mlflow_opt import candidates, choosing, exporting, regression_shift, retraining, session, tracking
+from mlflow_opt.exporting import OnnxGraph
 from mlflow_opt.fingerprint import cpu_features
 from mlflow_opt.outcome import Row
-from mlflow_opt.records import Variant, Verdict
+from mlflow_opt.quantisation import Feeds, Scheme, batches_of, prepared, quantised, schemes_for
+from mlflow_opt.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
+from mlflow_opt.records import Param, Variant, Verdict
 from mlflow_opt.signature import run
 
-if TYPE_CHECKING:
-    import onnx
-
-Feeds = Mapping[str, np.ndarray]
-
-# Operators that carry the weights and the time; the others are quantised with them where the runtime can.
-HEAVY = ("Conv", "MatMul", "Gemm")
-CALIBRATION_BATCH = 64
+# A loss of quality that quantising after training is not blamed for: a third of a point.
+SUFFICES = 0.003
+_TAKEN_BACK = 6
+_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """One way to place the bits.
+class Bench:
+    """What every variant of one network is made from: the session, the exported graph, its prepared form, calibration batches."""
 
-    Args:
-        name: of the variant.
-        placement: `static` (activations and weights, ranges calibrated), `dynamic` (ranges at each call), `weights` (weights only).
-        activations: `uint8`, `int8` or `uint16`.
-        weights: `int8` or `uint8`.
-        per_channel: one scale per output channel of the weights instead of one per tensor.
-        reduce_range: 7-bit weights, so that pairs of products cannot saturate 16-bit sums on CPUs without VNNI.
-        calibration: how the activations' ranges are found: `minmax`, `entropy`, `percentile`.
-    """
+    work: session.Session
+    graph: OnnxGraph
+    proto: Any
+    feeds: Sequence[Feeds]
+    answers: dict[str, np.ndarray] = field(default_factory=dict)
 
-    name: str
-    placement: Literal["static", "dynamic", "weights"] = "static"
-    activations: Literal["uint8", "int8", "uint16"] = "uint8"
-    weights: Literal["int8", "uint8"] = "int8"
-    per_channel: bool = True
-    reduce_range: bool = False
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    def add(self, name: str, proto: Any, params: dict[str, Param]) -> float:
+        """Add a quantised graph as a variant and return its drop of the headline metric."""
+        made = self.work.dropin(name, replace(self.graph, proto=proto))
+        drop = self.work.add(Variant(name, made, params))
+        if self.work.task.kind == "regression":
+            self._compare(name, made)
+        return drop
 
+    def drop(self, name: str, proto: Any) -> float:
+        """Score a quantised graph that is no variant yet."""
+        return self.work.drop(self.work.dropin(name, replace(self.graph, proto=proto)))
 
-def schemes_for(features: frozenset[str], *, every: bool = False) -> list[Scheme]:
-    """Order the schemes worth trying by what the CPU's instruction set computes well.
-
-    Args:
-        features: of the CPU, as `cpu_features` names them.
-        every: also the schemes that are known to be slow here, to see it.
-
-    Example:
-        >>> [scheme.name for scheme in schemes_for(frozenset({"avx2"}))][:2]
-        ['u8s8_reduced', 'u8s8_reduced_per_tensor']
-    """
-    safe = not any("vnni" in feature or feature == "asimddp" for feature in features)
-    mark = "_reduced" if safe else ""
-    best = Scheme(f"u8s8{mark}", reduce_range=safe)
-    chosen = [
-        best,
-        replace(best, name=f"u8s8{mark}_per_tensor", per_channel=False),
-        replace(best, name=f"u8s8{mark}_entropy", calibration="entropy"),
-        replace(best, name=f"u8s8{mark}_percentile", calibration="percentile"),
-        Scheme("u8u8", weights="uint8", per_channel=False),
-        Scheme("dynamic", placement="dynamic", reduce_range=safe),
-        Scheme("weights_only", placement="weights"),
-    ]
-    if every:
-        chosen += [Scheme("s8s8", activations="int8"), Scheme("a16w8", activations="uint16")]
-        chosen += [Scheme("u8s8_full_range")] if safe else [Scheme("u8s8_reduced", reduce_range=True)]
-    return chosen
+    def _compare(self, name: str, made: Any) -> None:
+        part = self.work.split.selection
+        self.answers[name] = np.asarray(made.predict(part.rows), dtype=float)
+        found = regression_shift.shift_of(np.asarray(part.labels, float), self.answers["fp32"], self.answers[name])
+        candidates.note(self.work.candidates[-1], found.figures())
+        if name != "fp32":
+            self.work.findings.append(found.told(name))
 
 
-def quantised(proto: onnx.ModelProto, scheme: Scheme, feeds: Sequence[Feeds], *, only: Sequence[str] = (), keep: Sequence[str] = ()) -> Any:
-    """Quantise a float graph by one scheme.
-
-    Args:
-        proto: the float graph, with `prepared` applied.
-        scheme: where the bits go.
-        feeds: batches of calibration rows as the graph's inputs.
-        only: names of the only operators to quantise, all if empty.
-        keep: names of operators that stay in float.
-
-    Raises:
-        ValueError: the graph has no operator that this scheme quantises.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
-
-    if not heavy_operators(proto):
-        raise ValueError(f"quantize needs a network with {', '.join(HEAVY)} weights, this graph has none; use `compile` for trees.")
-    if scheme.placement == "weights":
-        return weights_quantised(proto)
-    weight_type = QuantType[{"int8": "QInt8", "uint8": "QUInt8"}[scheme.weights]]
-    common = {"weight_type": weight_type, "per_channel": scheme.per_channel, "reduce_range": scheme.reduce_range}
-    common |= {"nodes_to_quantize": list(only), "nodes_to_exclude": list(keep)}
-    with tempfile.TemporaryDirectory() as folder:
-        given, out = Path(folder) / "float.onnx", Path(folder) / "quantised.onnx"
-        onnx.save(proto, given)
-        if scheme.placement == "dynamic":
-            # A dynamically quantised convolution (ConvInteger) is many times slower than the float one on CPUs.
-            quantize_dynamic(given, out, op_types_to_quantize=["MatMul", "Gemm"], **common)
-        else:
-            # The calibrators print what they collect; the recipe's own log says what matters.
-            with contextlib.redirect_stdout(io.StringIO()):
-                quantize_static(
-                    given,
-                    out,
-                    _reader(feeds),
-                    quant_format=QuantFormat.QDQ,
-                    activation_type=QuantType[{"uint8": "QUInt8", "int8": "QInt8", "uint16": "QUInt16"}[scheme.activations]],
-                    calibrate_method=_method(scheme.calibration),
-                    **common,
-                )
-        return onnx.load(out)
-
-
-def weights_quantised(proto: onnx.ModelProto) -> Any:
-    """Store the weights of the heavy operators as int8 with one scale per output channel; everything is computed in float."""
-    import onnx
-    from onnx import numpy_helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    stored = {tensor.name: tensor for tensor in made.graph.initializer}
-    for at, node in reversed(list(enumerate(made.graph.node))):
-        if node.op_type not in HEAVY or node.input[1] not in stored:
-            continue
-        weights, name = numpy_helper.to_array(stored[node.input[1]]), f"{node.name}_weights"
-        axis = 0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else weights.ndim - 1
-        others = tuple(i for i in range(weights.ndim) if i != axis)
-        scale = np.maximum(np.abs(weights).max(axis=others), np.finfo(np.float32).tiny) / 127
-        shape = [-1 if i == axis else 1 for i in range(weights.ndim)]
-        integers = np.clip(np.round(weights / scale.reshape(shape)), -127, 127).astype(np.int8)
-        made.graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int8"))
-        made.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale"))
-        node.input[1] = name
-        made.graph.node.insert(at, onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=axis))
-    used = {name for node in made.graph.node for name in node.input}
-    for tensor in [tensor for tensor in made.graph.initializer if tensor.name not in used]:
-        made.graph.initializer.remove(tensor)
-    return made
-
-
-def prepared(proto: onnx.ModelProto) -> Any:
-    """Fold constants, fuse batch norms and infer shapes, as the quantiser needs it; answers stay the same to rounding."""
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder:
-        # By file, because a graph in memory is handed on with its weights outside of it, which shape inference cannot read.
-        given, out = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(proto, given)
-        # Symbolic shape inference stops at operators that it does not know and adds nothing to fixed-rank networks.
-        quant_pre_process(given, out, skip_symbolic_shape=True)
-        return onnx.load(out)
-
-
-def heavy_operators(proto: onnx.ModelProto) -> list[str]:
-    """Name the operators that carry weights and time, in graph order."""
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    return [node.name for node in proto.graph.node if node.op_type in HEAVY and any(name in stored for name in node.input)]
-
-
-def sensitivities(proto: onnx.ModelProto, scheme: Scheme, feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Measure, for every heavy operator, the relative output error when only that operator is quantised.
-
-    One operator at a time leaves interactions out (Wu et al. 2020, section 5.2), which is why the fallback afterwards
-    scores real candidates instead of adding these numbers up.
-    """
-    wanted = _outputs(proto, feeds)
-    found = {}
-    for name in heavy_operators(proto):
-        got = _outputs(quantised(proto, scheme, feeds, only=[name]), feeds)
-        found[name] = float(np.linalg.norm(got - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))
-    return found
-
-
-def fewest_in_float(ranked: Sequence[str], drop_when_kept: Callable[[Sequence[str]], float], bound: float) -> list[str]:
-    """Find by bisection the fewest of the most sensitive operators that must stay in float for the drop to be within the bound.
-
-    The drop is taken to shrink as more operators stay in float. Where noise breaks that, the answer is still one whose
-    drop was seen to be within the bound, only perhaps not the smallest.
-
-    Args:
-        ranked: operators, the most sensitive first.
-        drop_when_kept: quality lost when these operators stay in float.
-        bound: largest drop allowed.
-
-    Returns:
-        the operators to keep in float; all of them if nothing less was within the bound.
-    """
-    low, high = 0, len(ranked)
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if drop_when_kept(ranked[:middle]) <= bound:
-            high = middle
-        else:
-            low = middle
-    return list(ranked[:high])
+class CannotTrainError(ValueError):
+    """There is no network to train, or none that can be trained with rounding."""
 
 
 def advise(rows: Sequence[Row], headline: str, features: frozenset[str]) -> list[str]:
@@ -263,12 +117,14 @@ def quantize(
     schemes: Literal["auto", "all"] = "auto",
     fallback: bool = True,
     calibration_rows: int = 512,
+    qat: Literal["auto", "always", "never"] = "auto",
+    qat_epochs: int = 3,
     threads: int = 1,
     budget_s: float = 60.0,
     metric: str = "",
     strict: bool = False,
 ) -> Verdict | None:
-    """Quantise a network to 8-bit integers after training (PTQ), choosing the scheme by this CPU and by measurement.
+    """Quantise a network to 8-bit integers, after training or by training on, with the scheme that measures best on this CPU.
 
     Helps networks that spend their time in convolutions or matrix products, most on CPUs with VNNI. Does not help trees,
     linear models or tiny networks; the recipe says so with the figures and registers nothing.
@@ -286,6 +142,8 @@ def quantize(
         schemes: `auto` tries what this CPU computes well, `all` also what is known to be slow here.
         fallback: keep the most sensitive operators in float where every scheme loses too much.
         calibration_rows: most rows used to find the ranges of activations.
+        qat: train on with rounding: `auto` where quantising after training lost more than 0.003 of the headline metric.
+        qat_epochs: passes over the train rows for it.
         threads: threads that one prediction may use, for baseline and variants alike.
         budget_s: seconds that timing for the verdict may take.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
@@ -295,63 +153,102 @@ def quantize(
         ValueError: the model has no operator that can be quantised, or the data does not fit it.
 
     References:
-        Jacob et al. 2018; Nagel et al. 2021; Wu et al. 2020.
+        Jacob et al. 2018; Nagel et al. 2021; Wu et al. 2020; Esser et al. 2020.
     """
     with session.start("quantize", locals()) as work:
         graph = exporting.to_onnx(work.model, work.example, work.task)
         float_proto = prepared(graph.proto)
         wanted = schemes_for(cpu_features(), every=schemes == "all")
-        work.expect(len(wanted) + 1)
-        float_model = work.dropin("fp32", graph)
-        work.add(Variant("fp32", float_model, {"placement": "none"}))
-        feeds = _feeds(float_model.prepare(work.calibration(calibration_rows)))
-
-        def save(scheme: Scheme, keep: Sequence[str] = ()) -> Any:
-            return work.dropin(scheme.name, replace(graph, proto=quantised(float_proto, scheme, feeds, keep=keep)))
-
-        drops = {scheme: work.add(Variant(scheme.name, save(scheme), asdict(scheme))) for scheme in wanted}
+        work.expect(len(wanted) + 2)
+        feeds = batches_of(work.dropin("fp32", graph).prepare(work.calibration(calibration_rows)))
+        bench = Bench(work, graph, float_proto, feeds)
+        bench.add("fp32", graph.proto, {"placement": "none"})
+        drops = {scheme.name: bench.add(scheme.name, quantised(float_proto, scheme, feeds), asdict(scheme)) for scheme in wanted}
+        lost = drops[wanted[0].name]
+        if lost > 0 or work.task.kind == "regression":
+            _correct(bench, wanted[0])
         bound = choosing.quality_bound(work.policy, work.headline)
-        if fallback and drops[wanted[0]] > bound:
-            mixed = replace(wanted[0], name="mixed")
-            scores = sensitivities(float_proto, mixed, feeds)
-            ranked = sorted(scores, key=lambda name: -scores[name])
-            keep = fewest_in_float(ranked, lambda names: work.drop(save(mixed, names)), bound)
-            work.add(Variant("mixed", save(mixed, keep), {**asdict(mixed), "kept_in_float": len(keep)}))
+        if fallback and lost > bound:
+            _mix(bench, wanted[0], bound)
+        if qat == "always" or (qat == "auto" and lost > SUFFICES):
+            _train(bench, wanted[0], qat_epochs, lost)
+        elif qat == "auto":
+            work.findings.append(
+                f"Quantising after training sufficed: {wanted[0].name} lost {lost:+.4f} {work.headline}, so nothing was trained."
+            )
+        _plot(bench)
         return work.conclude(lambda rows: advise(rows, work.headline, cpu_features()))
 
 
-def _feeds(prepared_rows: Feeds) -> list[Feeds]:
-    rows = len(next(iter(prepared_rows.values())))
-    if rows > CALIBRATION_BATCH:
-        # Calibrators stack the batches' outputs, so all must be of one length.
-        rows -= rows % CALIBRATION_BATCH
-    return [{name: array[at : at + CALIBRATION_BATCH] for name, array in prepared_rows.items()} for at in range(0, rows, CALIBRATION_BATCH)]
+def _correct(bench: Bench, scheme: Scheme) -> None:
+    """Add the scheme with corrected biases."""
+    made = bias_corrected(bench.proto, quantised(bench.proto, scheme, bench.feeds), bench.feeds)
+    bench.add(f"{scheme.name}_corrected", made, {**asdict(scheme), "bias_corrected": True})
 
 
-def _reader(feeds: Sequence[Feeds]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
+def _mix(bench: Bench, scheme: Scheme, bound: float) -> None:
+    """Add the scheme with the fewest operators in float that keep the quality."""
+    mixed = replace(scheme, name="mixed")
+    scores = sensitivities(bench.proto, mixed, bench.feeds)
+    ranked = sorted(scores, key=lambda name: -scores[name])
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(feeds)
+    def drop(names: Sequence[str]) -> float:
+        return bench.drop("mixed", quantised(bench.proto, mixed, bench.feeds, keep=names))
 
-        def get_next(self) -> Feeds | None:
-            return next(self.left, None)
-
-    return Reader()
-
-
-def _method(name: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
-
-    return {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[name]
+    keep = fewest_in_float(ranked, drop, bound)
+    if len(keep) < len(ranked):
+        keep = least_in_float(keep, drop, bound, trials=_TAKEN_BACK)
+    listed = "\n".join(f"{scores[name]:.6f} {'float' if name in keep else 'int8'} {name}" for name in ranked)
+    tracking.log_text(bench.work.parent.run_id, "sensitivities.txt", listed)
+    made = quantised(bench.proto, mixed, bench.feeds, keep=keep)
+    bench.add("mixed", made, {**asdict(mixed), "kept_in_float": len(keep)})
 
 
-def _outputs(proto: onnx.ModelProto, feeds: Sequence[Feeds]) -> np.ndarray:
-    import onnxruntime
+def _train(bench: Bench, scheme: Scheme, epochs: int, lost: float) -> None:
+    """Add the scheme after training with rounding, and say what that recovered."""
+    work = bench.work
+    try:
+        made = _trained(bench, scheme, epochs)
+    except CannotTrainError as why:
+        work.findings.append(f"Quantising after training lost {lost:+.4f} {work.headline}; training with rounding was left out: {why}")
+        return
+    left = bench.add("qat", made, {**asdict(scheme), "qat_epochs": epochs})
+    share = f", {100 * (lost - left) / lost:.0f}% of the loss recovered" if lost > SUFFICES else ""
+    work.findings.append(f"Training with rounding loses {left:+.4f} {work.headline}, after training it was {lost:+.4f}{share}.")
 
-    live = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.concatenate([np.asarray(live.run(None, dict(feed))[-1], dtype=np.float64) for feed in feeds])
+
+def _trained(bench: Bench, scheme: Scheme, epochs: int) -> Any:
+    from mlflow_opt import fake_quantisation
+    from mlflow_opt.exporting_torch import export_retrained
+    from mlflow_opt.network_learners import network_of, usual_settings
+
+    work = bench.work
+    try:
+        network_of(work.model)
+    except ValueError as error:
+        raise CannotTrainError(str(error)) from error
+    with retraining.start(work) as course:
+        try:
+            plain = fake_quantisation.folded(course.learner.module, course.validation.inputs)
+            rounded = fake_quantisation.rounded(plain, course.validation.inputs, scheme)
+        except ValueError as error:
+            raise CannotTrainError(str(error)) from error
+        settings = replace(usual_settings(len(course.train.targets), epochs, _RATE, work.seed), weight_decay=0.0)
+        fitted = course.fit("qat", rounded, settings)
+    module, learnt = fake_quantisation.taken_apart(fitted.module, plain)
+    proto = prepared(export_retrained(module, work.model, work.example).proto)
+    return quantised(proto, scheme, bench.feeds, grids=fake_quantisation.grids_of(proto, learnt))
+
+
+def _plot(bench: Bench) -> None:
+    """Show a regression's errors before and after, where there are any."""
+    shown = {name: answers for name, answers in bench.answers.items() if name not in ("fp32", "dynamic", "weights_only")}
+    if not shown:
+        return
+    labels = np.asarray(bench.work.split.selection.labels, float)
+    path = regression_shift.plot(labels, bench.answers["fp32"], shown)
+    tracking.log_file(bench.work.parent.run_id, path)
+    shutil.rmtree(path.parent)
 
 
 if __name__ == "__main__":

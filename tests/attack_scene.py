@@ -8,7 +8,7 @@ from typing import Any
 import requests
 from mlflow import MlflowClient
 
-from tests.evidence_factory import good, logged_model, register
+from tests.evidence_factory import good, logged_model, model_id_of, register
 from tests.servers import LiveServer
 
 
@@ -21,6 +21,9 @@ class Scene:
     name: str
     champion_id: str
     source_id: str
+
+    def unmoved(self) -> bool:
+        return self.aliases() == {"champion": "1"}
 
     def set_alias(self, version: str, alias: str = "champion", name: str = "") -> requests.Response:
         return self.server.post("registered-models/alias", {"name": name or self.name, "alias": alias, "version": version})
@@ -36,3 +39,14 @@ class Scene:
 
     def rest(self, route: str, method: str = "POST", **body: Any) -> requests.Response:
         return self.server.post(route, body, method=method)
+
+
+def stage(server: LiveServer, name: str, **changed: Any) -> Scene:
+    """Make a model of its own with a proven champion, and a second version without evidence."""
+    client = server.client()
+    source = logged_model(client)
+    version = good(client, name, source, **changed)
+    client.set_registered_model_alias(name, "champion", version)
+    made = Scene(server, client, name, model_id_of(client, name, version), source)
+    made.bare()
+    return made

@@ -16,6 +16,7 @@ from mlflow_opt.evidence import EVIDENCE_RUN, PREFIX, to_metrics, to_tags
 from mlflow_opt.gate import judge
 from mlflow_opt.policy import default_policy
 from mlflow_opt.records import Binding, Measurement, Policy, Quantity
+from mlflow_opt.signing import signature_tag
 
 FINGERPRINT = "cpu=AMD EPYC;avx512=1;vnni=1;cores=2"
 GOOD = {"speedup": Quantity(1.8, 1.7, 1.9, 900), "drop_roc_auc": Quantity(0.001, -0.002, 0.004, 4000)}
@@ -38,6 +39,7 @@ class Evidence:
     status: str = "FINISHED"
     tags: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[tuple[str, float], ...] = ()
+    experiment_id: str = ""
 
 
 def experiment(client: MlflowClient) -> str:
@@ -68,10 +70,12 @@ def write_evidence(client: MlflowClient, model_id: str, given: Evidence) -> str:
         task=given.task,
         measured_at=int((time.time() - given.age_days * 86_400) * 1000),
     )
-    run = client.create_run(experiment(client), run_name="variant")
-    tags = to_tags(binding, verdict.outcome, given.doubt) | dict(given.tags)
+    run = client.create_run(given.experiment_id or experiment(client), run_name="variant")
+    values, tags = to_metrics(measured, given.policy, verdict), to_tags(binding, verdict.outcome, given.doubt)
+    # As `proof.write` does: signed where the environment names a key.
+    tags |= signature_tag(run.info.run_id, values, tags) | dict(given.tags)
     now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, 0) for key, value in to_metrics(measured, given.policy, verdict).items()]
+    metrics = [Metric(key, value, now, 0) for key, value in values.items()]
     metrics += [Metric(key, value, now + 1 + index, 0) for index, (key, value) in enumerate(given.extra)]
     client.log_batch(run.info.run_id, metrics, [Param("technique", "test")], [RunTag(key, value) for key, value in tags.items()])
     if given.status != "RUNNING":

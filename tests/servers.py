@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from mlflow_opt.signing import make_key
+
 START_SECONDS = 90
 
 
 @dataclass(frozen=True)
 class LiveServer:
-    """A running server: its address, its database, the policy file it reads (which a test may rewrite), its log."""
+    """A running server: its address, its database, the policy file it reads (which a test may rewrite), its log, its process."""
 
     uri: str
     database: str
     policy_file: Path
     log_file: Path
+    process: subprocess.Popen[bytes] | None = None
 
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri, self.uri)
@@ -56,8 +60,9 @@ def serve(
     args: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
     gated: bool = True,
+    registry: str = "",
 ) -> Iterator[LiveServer]:
-    """Start a gated server; `policy` is the text of its policy file (None: the variable is not set)."""
+    """Start a gated server; `policy` is the text of its policy file (None: the variable is not set), `registry` a database of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     database = database or f"sqlite:///{folder}/mlflow.db"
     port, policy_file = free_port(), folder / "policy.yaml"
@@ -68,7 +73,7 @@ def serve(
         settings["MLFLOW_OPT_POLICY"] = str(policy_file)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", database, "--registry-store-uri", f"gated+{database}" if gated else database),
+        *("--backend-store-uri", database, "--registry-store-uri", ("gated+" if gated else "") + (registry or database)),
         *("--default-artifact-root", str(folder / "artifacts"), *args),
     ]
     server = LiveServer(f"http://127.0.0.1:{port}", database, policy_file, folder / "server.log")
@@ -76,7 +81,7 @@ def serve(
         process = subprocess.Popen(command, cwd=folder, env=settings, stdout=log, stderr=log, start_new_session=True)
     try:
         _await(server, process)
-        yield server
+        yield replace(server, process=process)
     finally:
         _stop(process)
 
@@ -135,14 +140,29 @@ def gated_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) ->
 
 @pytest.fixture(scope="session")
 def policy_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[LiveServer]:
-    """Serve with sqlite and a policy file that tests rewrite; `off-*` is unguarded, the rest has the default policy."""
-    with serve(_prepared(tmp_path_factory.mktemp("policy"), empty_store), policy='"off-*": {mode: "off"}\n') as server:
+    """Serve with sqlite and a policy file that tests may rewrite, with a pattern for each kind of trust; the rest has the default."""
+    folder = _prepared(tmp_path_factory.mktemp("policy"), empty_store)
+    private, public = make_key()
+    (folder / "ci.key").write_bytes(private)
+    (folder / "ci.pub").write_text(public)
+    with serve(folder, policy=POLICIES) as server:
         yield server
+
+
+POLICIES = """
+"signed-*": {trusted_keys: [ci.pub]}
+"placed-*": {trusted_experiments: ["0"]}
+"rows-*": {data_digest: other-rows}
+"waived-*": {waivers: true}
+"ann-*": {waivers: [ann]}
+"auto-*": {promote: auto}
+"off-*": {mode: "off"}
+"""
 
 
 @pytest.fixture(scope="session")
 def auth_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[LiveServer]:
-    """Serve with MLflow's basic-auth app; `admin` has the password of `ADMIN`."""
+    """Serve with MLflow's basic-auth app; `admin` has the password of `ADMIN`, and `ann-w` may waive what `ann-*` misses."""
     folder = _prepared(tmp_path_factory.mktemp("auth"), empty_store)
     config = folder / "auth.ini"
     config.write_text(
@@ -150,7 +170,7 @@ def auth_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     env = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests", "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1], "MLFLOW_AUTH_CONFIG_PATH": str(config)}
-    with serve(folder, args=("--app-name", "basic-auth"), env=env) as server:
+    with serve(folder, policy='"ann-*": {waivers: [ann-w]}\n', args=("--app-name", "basic-auth"), env=env) as server:
         yield server
 
 
@@ -194,4 +214,44 @@ def _postgres(programs: Path, folder: Path, port: int) -> Iterator[str]:
 def postgres_server(tmp_path_factory: pytest.TempPathFactory, postgres_uri: str) -> Iterator[LiveServer]:
     """Serve from PostgreSQL with the built-in default policy and two workers."""
     with serve(tmp_path_factory.mktemp("postgres-server"), postgres_uri, args=("--workers", "2")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start MariaDB from the system's package on a free port, with an empty database in the collation that takes most letters for equal."""
+    programs = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in ("mariadb-install-db", "mariadbd")]
+    if not all(programs):
+        pytest.skip("needs MariaDB: Debian's package `mariadb-server-core`")
+    pymysql = pytest.importorskip("pymysql")
+    folder, port = tmp_path_factory.mktemp("mysql"), free_port()
+    data = [f"--datadir={folder}/data", f"--user={pwd.getpwuid(os.geteuid()).pw_name}"]
+    _run(str(programs[0]), "--no-defaults", *data, "--auth-root-authentication-method=normal", "--skip-test-db")
+    options = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
+    with (folder / "log").open("w") as log:
+        command = [str(programs[1]), "--no-defaults", *data, *options, "--innodb-flush-log-at-trx-commit=0"]
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _make_database(pymysql, port, process)
+        yield f"mysql+pymysql://root@127.0.0.1:{port}/mlflow"
+    finally:
+        _stop(process)
+
+
+def _make_database(pymysql: Any, port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with pymysql.connect(host="127.0.0.1", port=port, user="root") as connection:
+                connection.cursor().execute("CREATE DATABASE mlflow CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_520_ci")
+            return
+        except pymysql.err.OperationalError:
+            time.sleep(0.2)
+    raise RuntimeError("MariaDB did not start")
+
+
+@pytest.fixture(scope="session")
+def mysql_server(tmp_path_factory: pytest.TempPathFactory, mysql_uri: str) -> Iterator[LiveServer]:
+    """Serve from MariaDB with the built-in default policy and two workers."""
+    with serve(tmp_path_factory.mktemp("mysql-server"), mysql_uri, args=("--workers", "2")) as server:
         yield server

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW_IMPORTS = ("mlflow", "pandas", "torch", "sklearn", "lightgbm", "onnxruntime", "shap", "optuna")
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["recipes"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=" ".join)
 def test_main_lists_every_recipe_and_command_when_asked(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
     text = capsys.readouterr().out
@@ -53,17 +53,17 @@ def test_main_could_not_run_when_a_recipe_gets_an_unknown_flag(capsys: pytest.Ca
     assert "got '--sceme'; did you mean 'schemes'?" in capsys.readouterr().err
 
 
-def test_completion_offers_names_and_flags_when_bash_reads_it() -> None:
-    script = f"{sys.executable} -m mlflow_opt.cli --completion bash"
-    script = f'eval "$({script})"; COMP_CWORD=$1; shift; COMP_WORDS=("$@"); _mlflow_opt; echo "${{COMPREPLY[@]}}"'
-    offered = []
-    for position, words in (("1", ["quan"]), ("2", ["quantize", "--sch"])):
-        command = ["bash", "-c", script, "bash", position, "mlflow-opt", *words]
-        offered += subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
-    assert offered == ["quantize", "--schemes"]
+def test_main_takes_the_only_parameter_without_its_name_when_a_command_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 0
+    bare = capsys.readouterr().out
+    assert main(["completion", "--shell", "fish"]) == 0
+    assert capsys.readouterr().out == bare
+    assert main(["completion", "tcsh"]) == COULD_NOT_RUN
+    assert "shell must be one of bash, zsh, fish, got 'tcsh'" in capsys.readouterr().err
+    assert main(["quantize", "models:/digits/3"]) == COULD_NOT_RUN
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["quantize", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [["--help"], ["quantize", "--help"], ["recipes"], ["completion", "bash"]], ids=" ".join)
 def test_help_imports_nothing_slow_when_started(argv: list[str]) -> None:
     code = f"import sys; from mlflow_opt.cli import main; main({argv}); print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -14,16 +14,23 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt.entries import Entry, entries
-from tests.tiny import Tiny, tiny_network, tiny_table
+from tests.tiny import Tiny, tiny_ensemble, tiny_network, tiny_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = [entry for entry in entries() if entry.kind == "recipe"]
 # The recipe's bundled data tells what it works on.
 KINDS = {"fashion_mnist": tiny_network, "telco_churn": tiny_table}
+# Recipes that work on a model of their own kind.
+OWN_KINDS = {"prune_ensemble": tiny_ensemble}
 # (recipe, why it is not run here). Nothing else is left out.
 SKIPS: tuple[tuple[str, str], ...] = (
     ("serve", "it compares settings of a server, not variants of a model: it takes no policy and registers nothing"),
+    ("compare", "it reads the runs of others and makes no variants"),
+    ("baseline", "it makes a first model, which no policy judges"),
+    ("pipeline", "its steps are the recipes that run here; test_pipeline runs it"),
 )
+# What a search or a training is kept to here, by the names that recipes share.
+SMALL = {"trials": 3, "epochs": 2, "time_budget_s": 60.0}
 # A high quantile is left out where a loaded machine gave too few samples for it.
 SAMPLED = {"latency_p95_ms", "latency_p99_ms"}
 SECONDS = 900
@@ -66,7 +73,7 @@ def twice(request: pytest.FixtureRequest, empty_store: Path, tmp_path_factory: p
             pytest.skip(why)
     folder = tmp_path_factory.mktemp(entry.name)
     bundled = next(item.default for item in entry.signature().parameters if item.name == "data")
-    tiny = KINDS[str(bundled)](folder)
+    tiny = OWN_KINDS.get(entry.name, KINDS[str(bundled)])(folder)
     before = _digests(tiny.model)
     homes = (folder / "first", folder / "second")
     for home in homes:
@@ -123,6 +130,7 @@ def _start(entry: Entry, tiny: Tiny, home: Path) -> subprocess.Popen[str]:
         "policy": home / "impossible.yaml",
         "register_as": "never",
         "seed": 0,
+        **SMALL,
     }
     words = [f"--{name}={value}" for name, value in given.items() if name in entry.signature().names]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "PYTHONPATH": str(ROOT)}
@@ -137,7 +145,8 @@ def _ended(code: int, home: Path) -> Ended:
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert runs, said
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    children = {str(run.info.run_name): run for run in runs if run is not parent}
+    # Trials of a search have figures and no model; what is compared are the variants.
+    children = {str(run.info.run_name): run for run in runs if "mlflow_opt.variant" in run.data.tags}
     return Ended(code, said, parent, children, _graphs(children, client), len(client.search_registered_models()))
 
 

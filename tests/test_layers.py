@@ -18,10 +18,25 @@ FILES = {
     if path.name != "__init__.py" and "datasets" not in path.parts
 }
 
-BASE = {"records", "metrics", "docstring", "parameter", "manual", "signature"}
-GATE = {"gate", "policy", "evidence"}
+BASE = {"records", "metrics", "docstring", "parameter", "manual", "signature", "entries"}
+GATE = {"gate", "policy", "policy_values", "evidence", "signing", "waivers"}
 SESSION = {"session", "outcome", "report", "aftermath", "proof", "tracking", "progress", "candidates", "choosing", "judging"}
-FRONT = {"entries", "cli", "sync"}
+SESSION |= {"registering", "workshop", "chaining", "step_runs"}
+SESSION |= {"report_page", "report_style", "report_charts", "report_calibration", "report_sections"}
+SESSION |= {"comparison", "report_comparison", "report_comparison_page", "literature", "stored_runs"}
+# What trains networks within a session.
+SESSION |= {"retraining", "curves", "distilling_networks"}
+# What prunes networks and searches for them within a session.
+SESSION |= {"network_pruning", "pruning_variants", "structured_pruning", "sparse_pruning", "network_search"}
+# What searches for columns within a session.
+SESSION |= {"feature_runs"}
+# What takes ensembles apart and teaches a table's students within a session.
+SESSION |= {"ensemble_workbench", "distilling_tables"}
+# What writes a search's trials within a session.
+SESSION |= {"trial_runs"}
+# What tries smaller trees within a session.
+SESSION |= {"tree_curves", "tree_workbench"}
+FRONT = {"cli", "sync", "shells", "policy_reference", "quoted"}
 # What several commands share.
 COMMANDS = {"promotion"}
 
@@ -35,7 +50,7 @@ ARROWS = {
     "discovery": {"base", "gate"},
     "recipes": {"base", "gate", "core", "session", "serving"},
     "serving": {"base", "gate", "core", "session", "serving"},
-    "front": {"base", "front"},
+    "front": {"base", "gate", "front"},
     "commands": {"base", "gate", "core", "session", "discovery", "plugin", "serving", "front", "commands"},
 }
 

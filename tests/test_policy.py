@@ -41,6 +41,10 @@ def policies(draw: st.DrawFn) -> Policy:
                 "hardware": st.sampled_from(["", "*Xeon*", "cpu=x; *"]),
                 "verify_files": st.booleans(),
                 "guards": st.sampled_from([("champion",), ("champion", "prod")]),
+                "data_digest": st.sampled_from(["", "abc", "def"]),
+                "trusted_keys": st.sampled_from([(), ("a",), ("a", "b"), ("c",)]),
+                "trusted_experiments": st.sampled_from([(), ("1",), ("2", "1")]),
+                "waivers": st.sampled_from([(), ("*",), ("ann", "bob")]),
             }
         )
     )
@@ -63,12 +67,22 @@ def test_policy_comes_back_the_same_when_written_as_text(policy: Policy) -> None
 
 @given(policies(), policies(), st.dictionaries(st.sampled_from(["drop_f1", "speedup", "f1", "size_mb"]), BOUNDS))
 def test_tightened_policy_passes_nothing_that_either_keeps_out_when_judged(ours: Policy, extra: Policy, values: dict[str, float]) -> None:
-    both = tighten(ours, extra)
+    try:
+        both = tighten(ours, extra)
+    except ValueError:
+        # They cannot both hold, and then nothing passes.
+        return
     measured = Measurement({name: Quantity(value, value - 0.01, value + 0.01, 500) for name, value in values.items()})
     if judge(measured, both).passed:
         assert judge(measured, ours).passed
         assert judge(measured, extra).passed
-    assert (both.mode, both.promote, both.hardware) == (ours.mode, ours.promote, ours.hardware)
+    assert (both.mode, both.promote, both.waivers) == (ours.mode, ours.promote, ours.waivers)
+    for each in (ours, extra):
+        assert each.hardware in ("", both.hardware)
+        assert each.data_digest in ("", both.data_digest)
+        for key in ("trusted_keys", "trusted_experiments"):
+            allowed, now = getattr(each, key), getattr(both, key)
+            assert not allowed or (now and set(now) <= set(allowed))
     assert both.expires_days <= min(ours.expires_days, extra.expires_days)
     assert both.confidence >= max(ours.confidence, extra.confidence)
     assert set(both.guards) == {*ours.guards, *extra.guards}
@@ -176,3 +190,29 @@ def test_policy_file_is_named_when_it_does_not_exist(tmp_path: Path) -> None:
 
 def test_yaml_knows_its_lines_when_loaded() -> None:
     assert load_yaml("a: 1\nb:\n  c: 2").lines == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trusted_keys: []", "leave the key out to trust any"),
+        ("trusted_keys: key", "must be a list"),
+        ("trusted_keys: [true]", "must be a list"),
+        ("trusted_keys: ['']", "must be a list"),
+        ("trusted_experiments: [1.5]", "must be a list"),
+        ("waivers: 3", "false, true or a list of users"),
+        ("waivers: [3]", "false, true or a list of users"),
+        ("data_digest: 3", "must be text"),
+        ("waiver: true", "did you mean 'waivers'"),
+    ],
+)
+def test_policy_is_refused_when_what_it_trusts_is_unclear(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_policy("validation_criteria: [{metric: f1, min: 0.5}]\n" + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "users"), [("", ()), ("waivers: false", ()), ("waivers: []", ()), ("waivers: true", ("*",)), ("waivers: [ann]", ("ann",))]
+)
+def test_waivers_are_forbidden_when_the_policy_does_not_allow_them(text: str, users: tuple[str, ...]) -> None:
+    assert parse_policy("validation_criteria: [{metric: f1, min: 0.5}]\n" + text).waivers == users

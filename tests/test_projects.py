@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("mlflow_opt", "recipes", "pyproject.toml", "constraints.txt", "conda.yaml", "LICENSE", "README.md")
+COPIED = ("docs", "benchmarks", "mlflow_opt", "recipes", "pyproject.toml", "constraints.txt", "conda.yaml", "LICENSE", "README.md")
 ENTRIES = sorted(set(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]))
 
 ECHO = '''"""Write down what it was given."""

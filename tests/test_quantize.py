@@ -11,17 +11,9 @@ from mlflow import MlflowClient
 
 from mlflow_opt import data, exporting, models
 from mlflow_opt.outcome import Row
-from recipes.quantize import (
-    Scheme,
-    advise,
-    fewest_in_float,
-    heavy_operators,
-    prepared,
-    quantised,
-    quantize,
-    schemes_for,
-    sensitivities,
-)
+from mlflow_opt.quantisation import Scheme, heavy_operators, prepared, quantised, schemes_for
+from mlflow_opt.quantisation_loss import fewest_in_float, sensitivities
+from recipes.quantize import advise, quantize
 from tests import stripes
 
 VNNI, PLAIN = frozenset({"avx2", "avx512_vnni"}), frozenset({"avx2"})

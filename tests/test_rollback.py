@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -64,5 +65,31 @@ def test_history_lists_what_was_asked_when_versions_came_and_went(
     told = capsys.readouterr().out
     assert told.count("accepted") == 2
     assert told.count("rollback") == 1
-    history(name=NAME, json_lines=True)
-    assert capsys.readouterr().out.count('"action": "accepted"') == 2
+    history(name=NAME, json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [entry["action"] for entry in told["entries"]] == ["accepted", "accepted", "rollback"]
+
+
+def test_rollback_passes_over_a_version_when_it_was_deleted(two_champions: tuple[MlflowClient, str, str]) -> None:
+    client, first, second = two_champions
+    third = good(client, NAME, reference=model_id_of(client, NAME, second))
+    client.set_registered_model_alias(NAME, "champion", third)
+    client.delete_model_version(NAME, second)
+    rollback(name=NAME)
+    assert champion(client) == first
+
+
+def test_rollback_tells_a_machine_where_the_alias_is_when_asked_for_json(
+    two_champions: tuple[MlflowClient, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first, second = two_champions
+    rollback(name=NAME, json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "command": "rollback",
+        "exit_code": 0,
+        "name": NAME,
+        "alias": "champion",
+        "version": first,
+        "version_before": second,
+    }

@@ -9,8 +9,9 @@ from sklearn import metrics as sk
 
 from mlflow_opt import metrics
 from mlflow_opt.influence import influence
+from mlflow_opt.own_metrics import OwnMetric, read_own
 from mlflow_opt.records import Task
-from mlflow_opt.scoring import BadScores, OwnMetric, read_own, score, weighted
+from mlflow_opt.scoring import BadScores, score, weighted
 
 BINARY = Task("binary", ("no", "yes"))
 MULTI = Task("multiclass", (0, 1, 2, 3))
@@ -183,4 +184,4 @@ def test_own_metric_is_refused_when_it_cannot_be_called(reference: str, rule: st
 def test_own_metric_is_refused_when_it_returns_no_number() -> None:
     codes, outputs = _binary()
     with pytest.raises(ValueError, match="own_bad must return a number, got str"):
-        score(BINARY, np.array(BINARY.classes)[codes], outputs, (OwnMetric("own_bad", lambda labels, scores: "0.5"),))  # type: ignore[arg-type, return-value]
+        score(BINARY, np.array(BINARY.classes)[codes], outputs, (OwnMetric("own_bad", lambda labels, scores: "0.5"),))

@@ -16,6 +16,7 @@ from mlflow_opt.serving.contender import Found, Objective, find_rate, free_port,
 from mlflow_opt.serving.load import Load, poisson_times, request_bytes, zipf_order
 from mlflow_opt.serving.settings import SETTINGS_TAG, Settings, with_tag
 from mlflow_opt.serving.study import BASELINE, Tried, bodies
+from mlflow_opt.serving.study_page import study_page
 from recipes.serve import advise, best_of, ladder, serve
 from tests.serving_models import mixed, numbers, save_booster, serving_models
 
@@ -57,6 +58,18 @@ def test_advise_says_compile_when_the_model_has_no_fast_path() -> None:
     said = " ".join(advise(tried, "pyfunc: a model of mlflow.sklearn", "no: pyfunc"))
     assert "mlflow-opt compile" in said
     assert "2.0x the requests" in said
+
+
+@pytest.mark.parametrize("met", [True, False], ids=["met", "missed"])
+def test_study_page_says_what_was_chosen_when_written(met: bool) -> None:
+    tried = [_tried(BASELINE, 100), _tried("async", 950, Settings())]
+    params = {"model": "models:/churn@champion", "data": "x.parquet", "price_per_core_hour": 0.04}
+    text = study_page(tried, tried[1] if met else None, ["Batching brings <2x."], Objective(20.0), params)
+    assert ("9.5x" in text) is met
+    assert ("mlflow-opt start_server --model models:/churn@champion" in text) is met
+    assert ("objective not met" in text) is not met
+    assert "Batching brings &lt;2x." in text
+    assert "-P p95_ms=20.0" in text
 
 
 def test_poisson_times_have_the_rate_when_they_are_many() -> None:
@@ -129,7 +142,7 @@ def test_serve_measures_and_stores_when_run(tracking_uri: str, tmp_path: Path) -
     assert len(names) == 1
     assert {"requests_per_s", "serve_p95_ms", "cost_per_million"} <= set(names.pop())
     assert children["async"].data.metrics["requests_per_s"] > children["baseline"].data.metrics["requests_per_s"]
-    assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"curves.png"}
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"curves.png", "report.html"}
     assert "| baseline" in parent.data.tags["mlflow.note.content"]
     stored = client.get_logged_model(made.model_id).tags
     assert with_tag(Settings(), stored).cache == "off"

@@ -85,6 +85,14 @@ def test_fit_stops_early_and_restores_when_it_gets_no_better() -> None:
     assert evaluate(fitted.module, validation)[0] == pytest.approx(fitted.history[fitted.best - 1].loss)
 
 
+def test_fit_stops_when_the_loss_only_creeps_down() -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=40, patience=2, learning_rate=1e-4, schedule="constant")
+    creeping = fit(_network(), _moons(200, 0), _moons(99, 1), settings)
+    stopped = fit(_network(), _moons(200, 0), _moons(99, 1), dataclasses.replace(settings, least_gain=0.05))
+    assert len(stopped.history) < len(creeping.history)
+    assert stopped.best > len(stopped.history) - 2, "the best weights are kept however small their gain"
+
+
 @pytest.mark.parametrize("died_after", [1, 3])
 def test_fit_ends_the_same_when_it_was_interrupted_and_resumed(tmp_path: Path, died_after: int) -> None:
     settings = dataclasses.replace(SETTINGS, checkpoint=str(tmp_path / "run.ckpt"), schedule="plateau", optimizer="sgd")

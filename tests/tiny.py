@@ -74,3 +74,38 @@ def tiny_network(folder: Path) -> Tiny:
     kept = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
     mlflow.pytorch.save_model(model.eval(), str(folder / "network"), signature=signature, **kept)
     return Tiny(folder / "digits.npz", "target", folder / "network")
+
+
+def tiny_ensemble(folder: Path, rows: int = 1500) -> Tiny:
+    """Take some customers of the bundled churn table and let a linear model, a tree and a few boosted trees vote."""
+    import mlflow.sklearn
+    import pandas as pd
+    from mlflow.models import infer_signature
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    table = pd.read_parquet(TELCO).head(rows)
+    table.to_parquet(folder / "churn.parquet")
+    features = table.drop(columns=["target", "split"])
+    texts = [str(name) for name in features if not pd.api.types.is_numeric_dtype(features[name])]
+    numbers = [str(name) for name in features if name not in texts]
+    filled = make_pipeline(SimpleImputer(), StandardScaler())
+    encode = make_column_transformer((OneHotEncoder(handle_unknown="ignore", sparse_output=False), texts), (filled, numbers))
+    members = [
+        ("linear", LogisticRegression(max_iter=500)),
+        ("forest", RandomForestClassifier(20, min_samples_leaf=5, random_state=0)),
+        ("boosting", HistGradientBoostingClassifier(max_iter=20, random_state=0)),
+        ("bayes", GaussianNB()),
+    ]
+    model = make_pipeline(encode, VotingClassifier(members, voting="soft")).fit(features, table["target"])
+    # MLflow warns of whole-number columns, which could not hold a missing value.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        signature = infer_signature(features, model.predict(features))
+    kept = {"serialization_format": "cloudpickle", "pip_requirements": ["scikit-learn"]}
+    mlflow.sklearn.save_model(model, str(folder / "ensemble"), signature=signature, **kept)
+    return Tiny(folder / "churn.parquet", "target", folder / "ensemble")

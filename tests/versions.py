@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ def make_files(folder: Path) -> Files:
     graph = exporting.to_onnx(model, example, split.task)
     plain = dropin.save_dropin(graph, model, folder / "plain", session=dropin.SessionOptions(), example=example).path
     folders = {"plain": plain, "same": Path(shutil.copytree(plain, folder / "same"))}
-    for kind, change in {"broken": _break, "slow": _slow}.items():
+    for kind, change in {"broken": _break, "slow": _slow, "short": _short, "nan": _nan}.items():
         folders[kind] = Path(shutil.copytree(plain, folder / kind))
         path = onnx_file(models.load(str(folders[kind])))
         proto = onnx.load(path)
@@ -62,10 +63,35 @@ def register(files: Files, kind: str, source: str = "") -> tuple[str, str]:
     return tracking.register(NAME, model_id, parent.run_id, kind), model_id
 
 
+def register_place(files: Files, kind: str) -> str:
+    """Register a folder as a version that is no logged model, as old MLflow did; returns the version."""
+    client = MlflowClient()
+    run = client.create_run(tracking.experiment(), run_name=kind)
+    client.log_artifacts(run.info.run_id, str(files.folders[kind]), "model")
+    tracking.close(run.info.run_id, "FINISHED")
+    inner: Any = client
+    made = inner._get_registry_client().create_model_version(NAME, f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    return str(made.version)
+
+
 def _break(proto: onnx.ModelProto) -> None:
     output = _rename_output(proto, "unshifted")
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2, 3, 0]), "order"))
     proto.graph.node.append(onnx.helper.make_node("Gather", ["unshifted", "order"], [output], axis=1))
+
+
+def _short(proto: onnx.ModelProto) -> None:
+    """Lose the last row of every answer."""
+    output = _rename_output(proto, "whole")
+    for name, value in (("start", 0), ("end", -1), ("rows", 0)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    proto.graph.node.append(onnx.helper.make_node("Slice", ["whole", "start", "end", "rows"], [output]))
+
+
+def _nan(proto: onnx.ModelProto) -> None:
+    output = _rename_output(proto, "number")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(np.nan, dtype=np.float32), "nan"))
+    proto.graph.node.append(onnx.helper.make_node("Mul", ["number", "nan"], [output]))
 
 
 def _slow(proto: onnx.ModelProto) -> None:

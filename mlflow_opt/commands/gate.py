@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from mlflow_opt import judging
+from mlflow_opt.commands._document import document, verdict_fields
 from mlflow_opt.records import Verdict
 from mlflow_opt.signature import run
 
@@ -24,6 +25,7 @@ def gate(
     seed: int = 0,
     metric: str = "",
     alias: str = "champion",
+    json: bool = False,
 ) -> Verdict:
     """Measure a model version beside the version it would replace, judge it, and keep the evidence in MLflow.
 
@@ -45,6 +47,7 @@ def gate(
         seed: of row order, turns and resampling.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
         alias: the guarded alias that names the version to be replaced.
+        json: write one JSON document to stdout, for machines; logs stay on stderr and the exit code is the same.
 
     Raises:
         ValueError: a model, the data or the policy cannot be used.
@@ -52,9 +55,13 @@ def gate(
     References:
         Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time".
     """
-    setting = judging.Setting(data, target, policy, threads, batch_size, budget_s, seed, metric)
-    request = judging.Request(model, reference, alias)
-    return judging.judge_with_run("gate", request, setting, locals()).verdict
+    given = locals()
+    with document("gate", wanted=json) as answer:
+        setting = judging.Setting(data, target, policy, threads, batch_size, budget_s, seed, metric)
+        judged = judging.judge_with_run("gate", judging.Request(model, reference, alias), setting, given)
+        told = {"model": model, "reference": judged.reference, "alias": alias, "evidence_run": judged.run_id}
+        answer.update(told | vars(judged.proof.binding) | verdict_fields(judged.proof.verdict))
+    return judged.proof.verdict
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
 from mlflow_opt import tracking
+from mlflow_opt.commands._document import document
 from mlflow_opt.plugin.discovery import active_gate, history_of
 from mlflow_opt.signature import run
 
@@ -29,7 +29,7 @@ def require_gate(name: str) -> None:
         raise ValueError(f"the registry that holds {name} runs no hook, so it has no history; start the server with gated+... (README).")
 
 
-def history(*, name: str = "", json_lines: bool = False) -> None:
+def history(*, name: str = "", json: bool = False) -> None:
     """List the promotions, refusals and rollbacks of a registered model that its server remembers.
 
     The list is the hook's own table, which survives the deletion of runs and versions. A server without the hook has none.
@@ -39,7 +39,7 @@ def history(*, name: str = "", json_lines: bool = False) -> None:
 
     Args:
         name: registered model.
-        json_lines: write one JSON object a line instead of text, for scripts.
+        json: write one JSON document to stdout, for machines; logs stay on stderr and the exit code is the same.
 
     Raises:
         ValueError: there is no such model, or its server has no hook.
@@ -47,10 +47,12 @@ def history(*, name: str = "", json_lines: bool = False) -> None:
     References:
         mlflow#2169, where a history of stages was first asked for.
     """
-    require_gate(name)
-    entries = history_of(tracking.client(), name)
-    lines = [json.dumps(entry) if json_lines else _line(entry) for entry in entries]
-    sys.stdout.write("\n".join(lines or [f"Nothing was ever asked of {name}."]) + "\n")
+    with document("history", wanted=json) as answer:
+        require_gate(name)
+        entries = history_of(tracking.client(), name)
+        answer.update({"name": name, "entries": entries})
+    if not json:
+        sys.stdout.write("\n".join([_line(entry) for entry in entries] or [f"Nothing was ever asked of {name}."]) + "\n")
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -35,7 +35,11 @@ expires_days: 30                                # evidence older than this does 
 promote: manual                                 # or auto: the hook moves the alias when the challenger's evidence passes
 mode: enforce                                   # or dry_run: say what would be done; or off
 # hardware: "*cpu=*EPYC*"                       # evidence must come from such a machine (glob on its fingerprint)
+# data_digest: 3fb1c02e                         # ... and from these gate rows (`mlflow-opt gate --json true` prints the digest)
 # verify_files: true                            # the hook hashes the model's files, too
+# trusted_keys: [ci.key.pub]                    # only evidence signed by one of these keys (`mlflow-opt keygen`)
+# trusted_experiments: ["12"]                   # only evidence in one of these experiments, by id
+# waivers: [ann]                                # who may waive a criterion, by basic-auth user; false, the default, is nobody
 """
 
 

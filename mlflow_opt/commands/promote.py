@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from json import dumps
 
-from mlflow_opt import judging, promotion
+from mlflow_opt import judging, promotion, waivers
+from mlflow_opt.commands._document import document, verdict_fields
 from mlflow_opt.records import Verdict
 from mlflow_opt.signature import run
 
@@ -23,6 +25,11 @@ def promote(
     budget_s: float = 60.0,
     seed: int = 0,
     metric: str = "",
+    waive: str = "",
+    owner: str = "",
+    reason: str = "",
+    until: str = "",
+    json: bool = False,
 ) -> Verdict:
     """Promote a model version to an alias if its evidence passes; measure first where the evidence does not hold any more.
 
@@ -43,15 +50,38 @@ def promote(
         budget_s: seconds that timing may take.
         seed: of row order, turns and resampling.
         metric: own quality metric, `path.py:function`; empty for none.
+        waive: a criterion that the version may miss, by its quantity (`drop_f1`) or metric (`f1`); empty for none. It must have
+            been measured, the server's policy must allow waivers, and the history keeps who asked.
+        owner: who answers for what is waived.
+        reason: why it is waived.
+        until: last day of the waiver, as 2026-12-31 (UTC), at most 90 days ahead; then it is none.
+        json: write one JSON document to stdout, for machines; logs stay on stderr and the exit code is the same.
 
     Raises:
-        ValueError: the version, the data or the policy cannot be used.
+        ValueError: the version, the data, the policy or the waiver cannot be used.
 
     References:
         Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time".
     """
-    setting = judging.Setting(data, target, policy, threads, batch_size, budget_s, seed, metric)
-    return promotion.promote(judging.Request(model, "", alias), setting, locals())
+    given = locals()
+    with document("promote", wanted=json) as answer:
+        setting = judging.Setting(data, target, policy, threads, batch_size, budget_s, seed, metric)
+        done = promotion.promote(judging.Request(model, "", alias), setting, given, _waiver(waive, owner, reason, until, alias))
+        told = {key: value for key, value in vars(done).items() if key not in ("verdict", "waived")}
+        answer.update(told | {"waived": waivers.public(done.waived)} | verdict_fields(done.verdict))
+    return done.verdict
+
+
+def _waiver(waive: str, owner: str, reason: str, until: str, alias: str) -> waivers.Waiver | None:
+    given = {"waive": waive, "owner": owner, "reason": reason, "until": until}
+    if not any(given.values()):
+        return None
+    if missing := [name for name, value in given.items() if not value.strip()]:
+        raise ValueError(
+            f"a waiver needs waive, owner, reason and until, and {', '.join(missing)} is empty; somebody answers for it by name."
+        )
+    asked = {"metric": waive, "owner": owner, "reason": reason, "until": until, "alias": alias}
+    return waivers.read_waiver(dumps(asked))
 
 
 if __name__ == "__main__":

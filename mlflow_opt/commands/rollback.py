@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 
 from mlflow_opt import tracking
+from mlflow_opt.commands._document import document
 from mlflow_opt.commands.history import require_gate
 from mlflow_opt.plugin.discovery import history_of
-from mlflow_opt.plugin.history import HELD, PROVEN, Entry, reigns
+from mlflow_opt.plugin.history import HELD, RIGHTFUL, Entry, reigns
 from mlflow_opt.signature import run
 
 _logger = logging.getLogger(__name__)
 
 
 def previous_version(name: str, alias: str) -> int:
-    """Find the version that held an alias before today's, by the history.
+    """Find the last version that held an alias before today's and still exists, by the history.
 
     Raises:
         ValueError: nobody did.
@@ -26,13 +27,14 @@ def previous_version(name: str, alias: str) -> int:
         if entry["alias"] == alias.lower() and entry["action"] in HELD
     ]
     today = tracking.alias_version(name, alias)
-    held = [entry for entry in reigns(fields) if entry.action in PROVEN and str(entry.version) != today]
-    if not held:
+    held = [entry.version for entry in reigns(fields) if entry.action in RIGHTFUL and str(entry.version) != today]
+    there = next((version for version in reversed(held) if tracking.has_version(name, str(version))), 0)
+    if not there:
         raise ValueError(f"'{alias}' of {name} has no former version to return to; see `mlflow-opt history --name {name}`.")
-    return held[-1].version
+    return there
 
 
-def rollback(*, name: str = "", alias: str = "champion", version: int = 0) -> None:
+def rollback(*, name: str = "", alias: str = "champion", version: int = 0, json: bool = False) -> None:
     """Return an alias to its last good version in one step, also when newer runs are damaged or gone.
 
     Use it first and look for the reason afterwards. It helps only on a server with the hook, whose history says which
@@ -44,7 +46,8 @@ def rollback(*, name: str = "", alias: str = "champion", version: int = 0) -> No
     Args:
         name: registered model.
         alias: alias to return.
-        version: former champion to return to; 0 takes the one before today's.
+        version: former champion to return to; 0 takes the last one before today's that still exists.
+        json: write one JSON document to stdout, for machines; logs stay on stderr and the exit code is the same.
 
     Raises:
         ValueError: there is no former champion to return to.
@@ -52,10 +55,12 @@ def rollback(*, name: str = "", alias: str = "champion", version: int = 0) -> No
     References:
         DESIGN: a guarded alias may return to a version that the history shows as a former champion.
     """
-    require_gate(name)
-    target = version or previous_version(name, alias)
-    before = tracking.alias_version(name, alias)
-    tracking.set_alias(name, alias, str(target))
+    with document("rollback", wanted=json) as answer:
+        require_gate(name)
+        target = version or previous_version(name, alias)
+        before = tracking.alias_version(name, alias)
+        tracking.set_alias(name, alias, str(target))
+        answer.update({"name": name, "alias": alias, "version": str(target), "version_before": before})
     _logger.info("'%s' of %s is back at version %d (it was %s).", alias, name, target, before or "not set")
 
 

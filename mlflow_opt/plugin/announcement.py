@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
-from mlflow_opt.plugin.discovery import EFFECTIVE_POLICY, GATE, HISTORY
+from mlflow.entities.webhook import WebhookAction, WebhookEntity, WebhookEvent
+from mlflow.store.model_registry.abstract_store import AbstractStore
+from mlflow.webhooks.types import ModelVersionAliasCreatedPayload
+
+from mlflow_opt.plugin.discovery import EFFECTIVE_POLICY, GATE, HISTORY, WAIVERS
 from mlflow_opt.plugin.history import Entry
 from mlflow_opt.plugin.server_policy import TASKS, Cover
 from mlflow_opt.policy import policy_text
 from mlflow_opt.records import Policy
+from mlflow_opt.waivers import Waiver
 
 
 def gate_tags(cover: Cover, references: Mapping[str, str]) -> dict[str, str]:
@@ -54,3 +60,21 @@ def version_tags(past: list[Entry]) -> dict[str, str]:
     last = past[-1]
     outcome = f" ({last.outcome})" if last.outcome else ""
     return {GATE: f"{last.action}{outcome} for {last.alias or 'the version'}, asked by {last.user}. {'; '.join(last.reasons)}".strip()}
+
+
+def waiver_tags(waived: Sequence[Waiver]) -> dict[str, str]:
+    """Say on a version's page what is waived for it."""
+    return {WAIVERS: "; ".join(f"{waiver.text} (for {waiver.alias})" for waiver in waived)} if waived else {}
+
+
+def tell_webhooks(store: AbstractStore, name: str, alias: str, number: int) -> None:
+    """Announce an alias that the hook moved by itself, as MLflow announces one that a client asked for."""
+    from mlflow.server.constants import BACKEND_STORE_URI_ENV_VAR
+
+    if not os.environ.get(BACKEND_STORE_URI_ENV_VAR):
+        # Only a server has subscribers.
+        return
+    from mlflow.webhooks.delivery import deliver_webhook
+
+    event = WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, WebhookAction.CREATED)
+    deliver_webhook(event=event, payload=ModelVersionAliasCreatedPayload(name=name, alias=alias, version=str(number)), store=store)

@@ -13,19 +13,21 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from mlflow_opt.evidence import PREFIX
-from mlflow_opt.gate import undecided, worst
-from mlflow_opt.plugin.files import digest_of
-from mlflow_opt.plugin.history import HELD, PROVEN, Entry, entries
-from mlflow_opt.plugin.registrations import Version, holder, live_versions
+from mlflow_opt.gate import undecided
+from mlflow_opt.plugin import bounds, permits, reigning
+from mlflow_opt.plugin.files import FilesUnknown, Hashed
+from mlflow_opt.plugin.history import HELD, Entry, entries
+from mlflow_opt.plugin.registrations import Version, live_versions
 from mlflow_opt.plugin.rules import Judgement, judge_trial
 from mlflow_opt.plugin.server_policy import Cover
 from mlflow_opt.plugin.trials import Trial, read_trials
-from mlflow_opt.records import Reason, Verdict
+from mlflow_opt.records import Outcome, Reason, Verdict
 
 logger = logging.getLogger(__name__)
 # How many of the newest versions are looked through for one that would pass: a refusal must stay quick.
 _NEAREST = 50
 MODEL_DIGEST = PREFIX + "model_digest"
+MOVING = ("accepted", "waived")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Question:
         holder: the version that holds it today.
         cover: what guards the model.
         registry_uri: the database that the transaction is in.
+        same: whether the alias points to this version already.
+        hashed: what the version's files were before the transaction, None if nobody looked.
+        automatic: whether the hook asks itself, for `promote: auto`; then no waiver counts.
 
     """
 
@@ -46,6 +51,9 @@ class Question:
     holder: Version | None
     cover: Cover
     registry_uri: str
+    same: bool = False
+    hashed: Hashed | None = None
+    automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,21 +70,26 @@ class Ruling:
 
 
 def decide(session: Session, question: Question) -> Ruling:
-    """Answer a question about a guarded alias, within the transaction that moves it."""
+    """Answer a question about a guarded alias, within the transaction that moves it.
+
+    Raises:
+        FilesUnknown: the answer depends on the model's files, and nobody has hashed them.
+
+    """
     version, held = question.version, question.holder
     entry = Entry(version.name, "", version.number, version.identity, question.alias)
-    if held and held.number == version.number:
+    if question.same:
         return Ruling((replace(entry, action="unchanged"),))
     if question.cover.mode == "off":
         return Ruling((replace(entry, action="off"),))
     past = entries(session.connection(), version.name, alias=question.alias, actions=HELD)
-    reference = _reference(held, past)
-    proven = {(old.version, old.model_id) for old in past if old.action in PROVEN}
-    if (version.number, version.identity) in proven:
+    if reigning.may_return(session, version, past, now_ms()):
         return Ruling((replace(entry, action="rollback"),))
-    judgement = judge_version(session, question, reference)
+    judgement = judge_version(session, question, reigning.reference(session, held, past))
+    if judgement.allowed and _needs_hash(judgement) and question.hashed is None:
+        raise FilesUnknown(version.model_id)
     judged = replace(entry, action=_action(judgement, question.cover), **_details(judgement))
-    if judged.action == "accepted" and held and (held.number, held.identity) not in proven:
+    if judged.action in MOVING and held and not reigning.may_return(session, held, past, now_ms()):
         # The version that is replaced was champion before the gate decided about it: it stays one that may come back.
         adopted = replace(entry, action="adopted", version=held.number, model_id=held.identity)
         return Ruling((adopted, judged), judgement)
@@ -90,26 +103,19 @@ def judge_version(session: Session, question: Question, reference: str) -> Judge
         problem = (
             "the version has no evidence, because its source is no logged model (models:/m-...); log it with MLflow 3 and register that"
         )
-        return judge_trial(Trial("", problem=problem), question.cover, reference, _now())
+        return judge_trial(Trial("", problem=problem), question.cover, reference, now_ms())
     try:
         trial = read_trials([model_id], session, question.registry_uri)[model_id]
-        return _with_files(judge_trial(trial, question.cover, reference, _now()))
+        judged = judge_trial(trial, question.cover, reference, now_ms())
+        judged = _doubted(judged, bounds.files(question.version.location, trial))
+        judged = _doubted(judged, _changed(judged, question.hashed))
+        if judged.passed or question.automatic:
+            return judged
+        return judged.with_waivers(permits.in_force(session, question.version, question.alias, question.cover, now_ms()))
     # Nothing is carried on with: whatever went wrong becomes a refusal, and the log has the traceback.
     except Exception as error:
         logger.exception("The evidence for %s could not be judged.", question.version.identity)
         return _unjudged(model_id, f"the evidence could not be read or judged ({type(error).__name__}: {error})")
-
-
-def _with_files(judgement: Judgement) -> Judgement:
-    """Hold the evidence against the files as they are today, where the policy asks for it and all else passes."""
-    if not judgement.passed or not judgement.policy or not judgement.policy.verify_files:
-        return judgement
-    found, measured = digest_of(judgement.trial.model_id), judgement.trial.tags.get(MODEL_DIGEST, "")
-    if found == measured:
-        return judgement
-    text = f"the model's files must be those that were measured (digest {measured}), they are {found}; measure again."
-    reasons = (*judgement.verdict.reasons, undecided(text))
-    return replace(judgement, verdict=Verdict(worst(reasons), reasons))
 
 
 def nearest_passing(session: Session, question: Question) -> int:
@@ -119,37 +125,63 @@ def nearest_passing(session: Session, question: Question) -> int:
     if not versions:
         return 0
     past = entries(session.connection(), question.version.name, alias=question.alias, actions=HELD)
-    reference = _reference(question.holder, past)
+    expected = reigning.reference(session, question.holder, past)
     trials = read_trials([version.model_id for version in versions], session, question.registry_uri)
-    judged = [(version, judge_trial(trials[version.model_id], question.cover, reference, _now())) for version in versions]
-    passing = [(_speedup(judgement.trial), version.number) for version, judgement in judged if judgement.passed]
+    judged = [(version, judge_trial(trials[version.model_id], question.cover, expected, now_ms())) for version in versions]
+    passing = [
+        (_speedup(judgement.trial), version.number)
+        for version, judgement in judged
+        if judgement.passed and not bounds.files(version.location, judgement.trial)
+    ]
     return max(passing)[1] if passing else 0
 
 
-def reference_for(session: Session, name: str, alias: str) -> str:
-    """Say which model evidence for a guarded alias must compare with: the one it points to, or last pointed to; else empty."""
-    return _reference(holder(session, name, alias), entries(session.connection(), name, alias=alias, actions=HELD))
+def now_ms() -> int:
+    """Return the time, milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
-def _reference(held: Version | None, past: list[Entry]) -> str:
-    # Deleting the alias does not reset what it is compared with.
-    return held.identity if held else next((entry.model_id for entry in reversed(past)), "")
+def _needs_hash(judgement: Judgement) -> bool:
+    return judgement.policy is not None and judgement.policy.verify_files
+
+
+def _changed(judgement: Judgement, found: Hashed | None) -> list[Reason]:
+    """Hold the evidence against the files as they were when they were hashed, where the policy asks for it."""
+    if found is None or not _needs_hash(judgement):
+        return []
+    measured = judgement.trial.tags.get(MODEL_DIGEST, "")
+    if found.model_id != judgement.trial.model_id:
+        return [undecided(f"the files of {found.model_id} were hashed, and the version is {judgement.trial.model_id} now; ask again.")]
+    if found.problem:
+        return [undecided(f"{found.problem}.")]
+    if found.digest == measured:
+        return []
+    text = f"the model's files must be those that were measured (digest {measured}), they are {found.digest}; measure again."
+    return [undecided(text)]
+
+
+def _doubted(judgement: Judgement, doubts: list[Reason]) -> Judgement:
+    if not doubts:
+        return judgement
+    return replace(judgement, verdict=Verdict(Outcome.INCONCLUSIVE, (*doubts, *judgement.verdict.reasons)))
 
 
 def _speedup(trial: Trial) -> float:
-    return trial.values.get("gate_speedup_lo", (0.0,))[-1]
+    return trial.latest.get("gate_speedup_lo", 0.0)
 
 
 def _action(judgement: Judgement, cover: Cover) -> str:
     if judgement.passed:
         return "accepted"
+    if judgement.allowed:
+        return "waived"
     return "dry_run" if cover.mode == "dry_run" else "refused"
 
 
 def _details(judgement: Judgement) -> dict[str, Any]:
     return {
         "outcome": judgement.verdict.outcome.value,
-        "reasons": tuple(f"{reason.outcome.value}: {reason.text}" for reason in judgement.verdict.reasons),
+        "reasons": tuple(f"{reason.outcome.value}: {reason.text}" for reason in judgement.told),
         "policy_digest": judgement.policy.digest if judgement.policy else "",
         "evidence_run": judgement.trial.run_id[:64],
         "evidence": judgement.snapshot(),
@@ -157,9 +189,4 @@ def _details(judgement: Judgement) -> dict[str, Any]:
 
 
 def _unjudged(model_id: str, problem: str) -> Judgement:
-    reasons: tuple[Reason, ...] = (undecided(f"{problem}."),)
-    return Judgement(Verdict(worst(reasons), reasons), None, Trial(model_id, problem=problem))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+    return Judgement(Verdict(Outcome.INCONCLUSIVE, (undecided(f"{problem}."),)), None, Trial(model_id, problem=problem))

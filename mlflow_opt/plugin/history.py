@@ -36,9 +36,12 @@ TABLE = sa.Table(
 )
 
 # Actions after which the version was what the alias pointed to, whoever allowed it.
-HELD = ("accepted", "rollback", "adopted", "dry_run", "off", "deleted")
-# Actions after which a version counts as a former champion that the alias may return to without new evidence.
-PROVEN = ("accepted", "rollback", "adopted")
+HELD = ("accepted", "waived", "rollback", "adopted", "dry_run", "off", "deleted")
+# Actions after which a version counts as a former champion that the alias may return to without new evidence; one that was
+# `waived` may as long as its waivers hold.
+PROVEN = ("accepted", "adopted")
+# Actions by which a version came to hold the alias by right.
+RIGHTFUL = (*PROVEN, "waived", "rollback")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class Entry:
 
     Args:
         name: registered model.
-        action: `accepted`, `refused`, `rollback`, `unchanged`; `adopted` (was champion before the hook came, recorded when
-            it is first replaced); `dry_run` and `off` (let through only because of the mode); `deleted`, `renamed`, `policy`.
+        action: `accepted`, `waived` (somebody answers for what it misses), `refused`, `rollback`, `unchanged`; `adopted` (was
+            champion before the hook came, recorded when it is first replaced); `dry_run` and `off` (let through only because
+            of the mode); `waiver` (one was granted); `deleted`, `renamed`, `policy`.
         version: 0 where the entry is about the whole model.
         model_id: identity of the version: its logged model, else `models:/name/version`.
         alias: guarded alias in folded spelling, or `stage:Production`.
-        outcome: PASS, FAIL, INCONCLUSIVE, or empty where nothing was judged.
+        outcome: PASS, FAIL, INCONCLUSIVE by the evidence alone, or empty where nothing was judged.
         reasons: one sentence per criterion.
         policy_digest: of the policy that decided.
         evidence_run: the run whose metrics decided.
@@ -112,6 +116,18 @@ def entries(
 ) -> list[Entry]:
     """Read entries within the caller's transaction, oldest first, without the copies of the evidence; `limit` keeps the newest."""
     return _selected(connection, [column for column in TABLE.c if column.name != "evidence"], _where(name, alias, actions, version), limit)
+
+
+def evidence_of(connection: Connection, sequence: int) -> str:
+    """Read the copy of the evidence of one entry, as JSON."""
+    return str(connection.execute(sa.select(TABLE.c.evidence).where(TABLE.c.sequence == sequence)).scalar_one())
+
+
+def lost(connection: Connection, name: str, version: int) -> int:
+    """Return the sequence number of the last entry that says that a version is gone or not what it was, 0 if there is none."""
+    gone = sa.and_(TABLE.c.action == "deleted", TABLE.c.alias == "", TABLE.c.version.in_((0, version)))
+    last = sa.select(sa.func.max(TABLE.c.sequence)).where(TABLE.c.name == name, sa.or_(TABLE.c.action == "renamed", gone))
+    return int(connection.execute(last).scalar() or 0)
 
 
 def newest(connection: Connection, name: str, limit: int) -> list[Entry]:

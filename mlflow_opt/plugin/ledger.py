@@ -100,6 +100,9 @@ class LedgerStore(SqlAlchemyStore):  # type: ignore[misc]
         ruling = decide(session, question)
         if ruling.judgement and ruling.action == "refused":
             raise Refused("", ruling.entries[-1], question, ruling.judgement)
+        if ruling.action == "waived":
+            told = ruling.entries[-1]
+            logger.warning("'%s' of '%s' moves to version %d on a waiver: %s", told.alias, told.name, told.version, " ".join(told.reasons))
         if ruling.action in ("dry_run", "off"):
             logger.warning("mode %s let '%s' of '%s' move to version %d: %s", *_loud(ruling.entries[-1], question.cover.mode))
         for entry in ruling.entries:

@@ -38,11 +38,11 @@ def explain(question: Question, judgement: Judgement, nearest: int) -> str:
     )
     lines = [
         asked,
-        *(f"- {reason.outcome.value}: {reason.text}" for reason in verdict.reasons),
+        *(f"- {reason.outcome.value}: {reason.text}" for reason in judgement.told),
     ]
     if judgement.policy is None:
         lines.append(f"The policy asks of {_asked(question)}.")
-    if binding := _binding_reason(verdict.reasons):
+    if binding := _binding_reason(judgement.told):
         lines.append(_gap(binding))
     if nearest:
         lines.append(f"Version {nearest} passes: `mlflow-opt promote --model models:/{name}/{nearest}`.")

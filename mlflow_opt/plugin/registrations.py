@@ -5,17 +5,15 @@ All of it is read within the caller's transaction, after `lock`, so that what is
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
-from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS as PROMPT_SOURCES
-from mlflow.store.artifact.utils.models import _parse_model_uri
 from sqlalchemy.orm import Session
 
+from mlflow_opt import evidence
 from mlflow_opt.evidence import PREFIX
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.tables import ALIASES, MODEL_TAGS, MODELS, VERSIONS, rows
@@ -23,18 +21,24 @@ from mlflow_opt.plugin.tables import ALIASES, MODEL_TAGS, MODELS, VERSIONS, rows
 OWN_POLICY = PREFIX + "policy"
 PRODUCTION = "Production"
 STAGE = "stage:Production"
-_LOGGED_MODEL = re.compile(r"models:/+(m-[\w-]+)")
-# A copy of a copy of a copy is followed this far; a longer chain is no model that evidence could be found for.
-_COPIES = 10
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model, and the logged model it is (empty if it is none, and then it has no evidence)."""
+    """A version of a registered model.
+
+    Args:
+        name: of the registered model, as it is stored.
+        number: of the version.
+        model_id: the logged model that it is, empty if it is none, and then it has no evidence.
+        location: where its files are downloaded from.
+
+    """
 
     name: str
     number: int
     model_id: str
+    location: str = ""
 
     @property
     def identity(self) -> str:
@@ -53,9 +57,10 @@ def lock(session: Session, name: str) -> None:
 
 def live_versions(session: Session, name: str, *where: sa.ColumnElement[bool], limit: int = 1) -> list[Version]:
     """List versions that are not deleted, newest first."""
-    query = sa.select(VERSIONS.c.name, VERSIONS.c.version, VERSIONS.c.source).where(VERSIONS.c.name == name, *where)
-    live = query.where(VERSIONS.c.current_stage != STAGE_DELETED_INTERNAL).order_by(VERSIONS.c.version.desc()).limit(limit)
-    return [Version(found, number, _model_id(session, source or "")) for found, number, source in rows(session, live)]
+    column = VERSIONS.c
+    query = sa.select(column.name, column.version, column.source, column.storage_location)
+    live = query.where(column.name == name, *where, column.current_stage != STAGE_DELETED_INTERNAL)
+    return [_version(*row) for row in rows(session, live.order_by(column.version.desc()).limit(limit))]
 
 
 def live_version(session: Session, name: str, number: int) -> Version | None:
@@ -68,10 +73,32 @@ def in_production(session: Session, name: str) -> Version | None:
     return next(iter(live_versions(session, name, VERSIONS.c.current_stage == PRODUCTION)), None)
 
 
+def stored_name(session: Session, name: str) -> str:
+    """Return a registered model's name as it is stored, or the name given where there is none: MySQL finds `churn` for `CHURN`."""
+    found = rows(session, sa.select(MODELS.c.name).where(MODELS.c.name == name))
+    return str(found[0][0]) if found else name
+
+
 def aliases(session: Session, name: str) -> dict[str, int]:
     """Return every alias of a registered model as it is spelled, with the version it points to."""
     found = rows(session, sa.select(ALIASES.c.alias, ALIASES.c.version).where(ALIASES.c.name == name))
     return {str(alias): int(version) for alias, version in found}
+
+
+def pointed(session: Session, name: str, guards: Iterable[str]) -> dict[str, int]:
+    """Return what readers of the guarded aliases get, by the database's own idea of equality.
+
+    A collation may hold letters for equal that our folding does not know; then a write to one alias moves another.
+    """
+    query = sa.select(ALIASES.c.version).where(ALIASES.c.name == name)
+    found = {guard: rows(session, query.where(ALIASES.c.alias == guard)) for guard in guards}
+    return {guard: int(hit[0][0]) for guard, hit in found.items() if hit}
+
+
+def spelled(session: Session, name: str, alias: str) -> dict[str, int]:
+    """Return the stored aliases that the database takes for this one, as they are spelled, with their versions."""
+    query = sa.select(ALIASES.c.alias, ALIASES.c.version).where(ALIASES.c.name == name, ALIASES.c.alias == alias)
+    return {str(found): int(version) for found, version in rows(session, query)}
 
 
 def holder(session: Session, name: str, guard: str) -> Version | None:
@@ -90,13 +117,17 @@ def is_prompt(session: Session, name: str, number: int) -> bool:
     source = sa.select(VERSIONS.c.source).where(VERSIONS.c.name == name)
     if not rows(session, source.where(VERSIONS.c.version == number, VERSIONS.c.source.in_(PROMPT_SOURCES))):
         return False
-    real = source.where(VERSIONS.c.current_stage != STAGE_DELETED_INTERNAL, VERSIONS.c.source.not_in(PROMPT_SOURCES)).limit(1)
-    return not rows(session, real)
+    return not _has_real_versions(session, name)
+
+
+def is_prompt_name(session: Session, name: str) -> bool:
+    """Tell whether a name that is tagged as a prompt's has no version that is a model."""
+    return not _has_real_versions(session, name)
 
 
 def is_copy(source: str) -> bool:
     """Tell whether a version's source is another registered version (`models:/name/3`) rather than a logged model."""
-    return source.startswith("models:/") and not _LOGGED_MODEL.fullmatch(source)
+    return source.startswith("models:/") and not evidence.model_behind(source, "")
 
 
 def own_policy(session: Session, name: str) -> str:
@@ -105,24 +136,13 @@ def own_policy(session: Session, name: str) -> str:
     return "".join(value or "" for (value,) in rows(session, query))
 
 
-def _model_id(session: Session, source: str) -> str:
-    """Follow the versions that a version was copied from to the logged model, empty if there is none."""
-    for _ in range(_COPIES):
-        if found := _LOGGED_MODEL.fullmatch(source):
-            return found.group(1)
-        original = _original(session, source)
-        if not original:
-            return ""
-        source = original[0][0] or ""
-    return ""
+def _has_real_versions(session: Session, name: str) -> bool:
+    source = sa.func.coalesce(VERSIONS.c.source, "")
+    live = sa.select(VERSIONS.c.version).where(VERSIONS.c.name == name, VERSIONS.c.current_stage != STAGE_DELETED_INTERNAL)
+    return bool(rows(session, live.where(source.not_in(PROMPT_SOURCES)).limit(1)))
 
 
-def _original(session: Session, source: str) -> list[tuple[Any, ...]]:
-    if not source.startswith("models:/"):
-        return []
-    try:
-        parsed = _parse_model_uri(source)
-    except MlflowException:
-        return []
-    query = sa.select(VERSIONS.c.source).where(VERSIONS.c.name == parsed.name, VERSIONS.c.version == int(parsed.version or 0))
-    return rows(session, query)
+def _version(name: str, number: int, source: str | None, location: str | None) -> Version:
+    # As MLflow's own download does it: versions of old releases have no location of their own.
+    where = location or source or ""
+    return Version(name, number, evidence.model_behind(source or "", where), where)

@@ -15,8 +15,8 @@ from mlflow_opt.evidence import PREFIX
 from mlflow_opt.plugin.history import HELD, entries
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.registrations import OWN_POLICY, STAGE, aliases, in_production, is_copy
-from mlflow_opt.plugin.server_policy import Cover
-from mlflow_opt.policy import parse_policy, tighten
+from mlflow_opt.plugin.server_policy import Cover, parse_own
+from mlflow_opt.policy import tighten
 
 PREVIOUS = "previous"
 PREVIOUS_TEXT = (
@@ -49,16 +49,18 @@ def objection(key: str, value: str, kept: str, cover: Cover) -> str:
     if key != OWN_POLICY:
         return f"tag '{key}' is reserved: the prefix {PREFIX} is the gate's own; use another name. Only {OWN_POLICY} may be set."
     try:
-        policy = parse_policy(value, OWN_POLICY)
+        policy = parse_own(value, OWN_POLICY)
         for served in cover.by_task.values():
             tighten(served, policy)
-        before = parse_policy(kept, OWN_POLICY) if kept else None
+        before = parse_own(kept, OWN_POLICY) if kept else None
     except ValueError as error:
         return str(error)
     if before is None:
         return ""
-    both = tighten(policy, before)
-    same = (both.digest, set(both.guards), both.expires_days) == (policy.digest, set(policy.guards), policy.expires_days)
+    try:
+        same = tighten(policy, before) == policy
+    except ValueError as error:
+        return str(error)
     return (
         ""
         if same

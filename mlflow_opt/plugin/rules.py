@@ -1,46 +1,65 @@
 """Decide from a trial whether a version may hold a guarded alias: the gate's verdict plus what the verdict is bound to.
 
 Pure: no database and no clock of its own. Whatever is missing or differs adds a reason that keeps the answer from
-being PASS. Unsigned evidence stops mistakes, not a liar: the interval ends are taken as logged.
+being PASS. The interval ends are taken as logged: a policy that names trusted keys or experiments says whose.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
-from mlflow_opt import metrics
 from mlflow_opt.evidence import PREFIX, from_metrics, from_tags
 from mlflow_opt.gate import judge, undecided, worst
+from mlflow_opt.plugin import bounds
 from mlflow_opt.plugin.server_policy import Cover
 from mlflow_opt.plugin.trials import Trial
-from mlflow_opt.records import Binding, Criterion, Measurement, Policy, Reason, Verdict
-
-# Clocks of laptop and server differ a little; more than this and the evidence's age cannot be trusted.
-SKEW_MS = 5 * 60 * 1000
-_DAY_MS = 86_400_000
-_PARTS = ("", "_lo", "_hi", "_n")
+from mlflow_opt.records import Binding, Measurement, Outcome, Policy, Reason, Verdict
+from mlflow_opt.waivers import Waiver, apply, public
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with the policy that gave it and the evidence it rests on; `policy` is None where the task is unknown."""
+    """A verdict and what it rests on.
+
+    Args:
+        verdict: by the evidence alone.
+        policy: that gave it; None where the task is unknown.
+        trial: the evidence.
+        waived: the waivers that cover something of it; whether they cover all that stands in the way is `allowed`.
+
+    """
 
     verdict: Verdict
     policy: Policy | None
     trial: Trial
+    waived: tuple[Waiver, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Tell whether the version may hold the alias."""
+        """Tell whether the evidence alone lets the version hold the alias."""
         return self.verdict.passed
+
+    @property
+    def allowed(self) -> bool:
+        """Tell whether the version may hold the alias, by its evidence or because somebody answers for what it misses."""
+        return apply(self.verdict, self.waived)[0].passed
+
+    @property
+    def told(self) -> tuple[Reason, ...]:
+        """Return the reasons, those that are waived marked as such."""
+        return apply(self.verdict, self.waived)[0].reasons
+
+    def with_waivers(self, waivers: list[Waiver]) -> Judgement:
+        """Take waivers into account; one that is not needed is left out."""
+        return self if self.passed else replace(self, waived=apply(self.verdict, waivers)[1])
 
     def snapshot(self) -> str:
         """Return the evidence as JSON, for the history: it outlives the run."""
         tags = {key: value for key, value in self.trial.tags.items() if key.startswith(PREFIX)}
         values = {key: [repr(value) for value in logged] for key, logged in self.trial.values.items()}
-        return json.dumps({"model_id": self.trial.model_id, "tags": tags, "metrics": values})
+        said = {"model_id": self.trial.model_id, "tags": tags, "metrics": values}
+        return json.dumps(said | ({"waivers": public(self.waived)} if self.waived else {}))
 
 
 def judge_trial(trial: Trial, cover: Cover, reference: str, now_ms: int) -> Judgement:
@@ -66,24 +85,15 @@ def judge_trial(trial: Trial, cover: Cover, reference: str, now_ms: int) -> Judg
     if policy is None:
         return Judgement(Verdict(worst(reasons), tuple(reasons)), None, trial)
     measured = _measured(trial) if binding else Measurement({})
-    reasons += judge(measured, policy).reasons
-    reasons += _repeated(trial, policy)
+    judged = judge(measured, policy)
+    reasons += bounds.repeated(trial, policy)
     if binding:
-        reasons += _bound(binding, policy, now_ms)
-        reasons += _reference(binding, policy, reference or trial.source_model_id)
-    return Judgement(Verdict(worst(reasons), tuple(reasons)), policy, trial)
-
-
-def is_relative(criterion: Criterion) -> bool:
-    """Tell whether a criterion compares with a reference model, so that it matters which one.
-
-    Example:
-        >>> is_relative(Criterion("slice/two_year/drop_f1", "max", 0.03, "f1")), is_relative(Criterion("f1", "min", 0.5, "f1"))
-        (True, False)
-
-    """
-    name = criterion.quantity.rsplit("/", 1)[-1]
-    return name in (*metrics.RELATIVE, *metrics.PARITY) or name.startswith(("drop_", "rel_drop_"))
+        reasons += bounds.conditions(binding, policy, now_ms)
+        reasons += bounds.reference(binding, policy, reference or trial.source_model_id)
+        reasons += bounds.trust(trial, policy)
+    # What the evidence is about comes first: a criterion that fails on the wrong evidence says nothing, and measuring heals it.
+    outcome = Outcome.INCONCLUSIVE if reasons else judged.outcome
+    return Judgement(Verdict(outcome, (*reasons, *judged.reasons)), policy, trial)
 
 
 def _binding(trial: Trial) -> tuple[Binding | None, list[Reason]]:
@@ -103,45 +113,4 @@ def _own(binding: Binding, trial: Trial) -> tuple[Binding | None, list[Reason]]:
 
 
 def _measured(trial: Trial) -> Measurement:
-    return from_metrics({key: values[-1] for key, values in trial.values.items()}, trial.tags)
-
-
-def _repeated(trial: Trial, policy: Policy) -> list[Reason]:
-    keys = [f"gate_{criterion.quantity}{part}" for criterion in policy.criteria for part in _PARTS]
-    twice = [key for key in dict.fromkeys(keys) if len(trial.values.get(key, ())) > 1]
-    return [undecided(f"{key} was logged {len(trial.values[key])} times, so it is unclear which value was measured.") for key in twice]
-
-
-def _bound(binding: Binding, policy: Policy, now_ms: int) -> list[Reason]:
-    reasons = []
-    if binding.policy_digest != policy.digest:
-        text = f"the evidence was made for policy {binding.policy_digest}, the policy in force is {policy.digest}; measure again with it."
-        reasons.append(undecided(text))
-    age_days = (now_ms - binding.measured_at) / _DAY_MS
-    if age_days > policy.expires_days:
-        reasons.append(undecided(f"evidence is good for {policy.expires_days:g} days, this is {age_days:.1f} days old; measure again."))
-    if binding.measured_at > now_ms + SKEW_MS:
-        reasons.append(
-            undecided(f"evidence must not be from the future, this is {-age_days:.1f} days ahead; set the clock and measure again.")
-        )
-    if policy.hardware and not fnmatchcase(binding.fingerprint, policy.hardware):
-        text = f"evidence must come from a machine like '{policy.hardware}', got '{binding.fingerprint}'; measure there."
-        reasons.append(undecided(text))
-    return reasons
-
-
-def _reference(binding: Binding, policy: Policy, expected: str) -> list[Reason]:
-    relative = [criterion.quantity for criterion in policy.criteria if is_relative(criterion)]
-    if not relative or (expected and binding.reference_model_id == expected != binding.model_id):
-        return []
-    rule = f"{', '.join(relative)} must compare with the model in production"
-    if binding.model_id == expected:
-        return [undecided(f"{rule}, and that is this model itself.")]
-    if not expected:
-        return [
-            undecided(
-                f"{rule}; there has been none, and the logged model has no tag {PREFIX}source_model_id that says what it was made from."
-            )
-        ]
-    measured = f"'{binding.reference_model_id}'" if binding.reference_model_id else "nothing"
-    return [undecided(f"{rule}, '{expected}', but the evidence compares with {measured}; measure again.")]
+    return from_metrics(trial.latest, trial.tags)

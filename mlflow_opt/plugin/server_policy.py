@@ -7,6 +7,10 @@ The file named by MLFLOW_OPT_POLICY maps patterns of registered-model names to p
     "fraud-*":                  # a pattern; without validation_criteria the default criteria of the task apply
       mode: dry_run
     "scratch-*": {mode: off}    # the only way not to be guarded
+    "credit-*":
+      trusted_keys: [ci.pub]    # evidence must be signed; base64, or a file beside this one
+      verify_files: true
+      waivers: [ann]            # who may waive a criterion; nobody unless it is said
 
 It is read anew for every decision, so that a change needs no restart and a damaged file is noticed at once.
 """
@@ -17,14 +21,15 @@ import copy
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from mlflow_opt import signing
 from mlflow_opt.plugin.lookalikes import folded
-from mlflow_opt.policy import default_policy, load_yaml, make_policy, parse_policy, policy_from, tighten
+from mlflow_opt.policy import default_policy, load_yaml, parse_policy, policy_from, tighten, with_criteria
 from mlflow_opt.records import Policy
 
 VARIABLE = "MLFLOW_OPT_POLICY"
@@ -86,10 +91,10 @@ def cover_of(name: str, own: str = "") -> Cover:
 
     """
     path = os.environ.get(VARIABLE, "")
-    cover = _in_file(_read(path), name) if path else default_cover()
+    cover = _with_keys(_in_file(_read(path), name), path) if path else default_cover()
     if not own:
         return cover
-    extra = _own(own, name)
+    extra = parse_own(own, f"policy kept with model '{name}'")
     return Cover(
         {task: tighten(policy, extra) for task, policy in cover.by_task.items()}, cover.default, f"{cover.origin}, and the model's own"
     )
@@ -102,8 +107,18 @@ def default_cover() -> Cover:
 
 
 @functools.lru_cache(maxsize=64)
-def _own(text: str, name: str) -> Policy:
-    return parse_policy(text, f"policy kept with model '{name}'")
+def parse_own(text: str, origin: str) -> Policy:
+    """Parse a policy that a client wrote: its trusted keys are keys.
+
+    Raises:
+        ValueError: it breaks a rule.
+
+    """
+    policy = parse_policy(text, origin)
+    for key in policy.trusted_keys:
+        # Not the name of a file: the server does not open what a client names.
+        signing.key_id(key)
+    return policy
 
 
 def describe_server() -> str:
@@ -115,8 +130,16 @@ def describe_server() -> str:
         covers = _read(path)
     except ValueError as error:
         return f"EVERY GUARDED OPERATION IS DENIED, because the policy file cannot be used: {error}"
-    listed = ", ".join(f"{pattern} ({cover.mode})" for pattern, cover in covers)
+    listed = ", ".join(f"{pattern} ({_state(cover, path)})" for pattern, cover in covers)
     return f"policies from {path}: {listed}; any other model: the built-in default (enforce)"
+
+
+def _state(cover: Cover, path: str) -> str:
+    try:
+        _with_keys(cover, path)
+    except ValueError as error:
+        return f"EVERY GUARDED OPERATION IS DENIED: {error}"
+    return cover.mode
 
 
 def _read(path: str) -> tuple[tuple[str, Cover], ...]:
@@ -151,27 +174,28 @@ def _settings_on_default(entry: dict[str, Any], task: str) -> Policy:
     # A copy keeps the line numbers of the file's mapping, which a new dictionary would lose.
     filled = copy.copy(entry)
     filled["validation_criteria"] = [{"metric": "speedup", "min": 1.0}]
-    given = policy_from(filled)
-    return make_policy(
-        default_policy(task).criteria,
-        guards=given.guards,
-        confidence=given.confidence,
-        expires_days=given.expires_days,
-        promote=given.promote,
-        mode=given.mode,
-        hardware=given.hardware,
-        verify_files=given.verify_files,
-    )
+    return with_criteria(policy_from(filled), default_policy(task).criteria)
+
+
+def _with_keys(cover: Cover, path: str) -> Cover:
+    """Read the trusted keys that are files, beside the policy file unless their path is absolute; anew for every decision."""
+    if not cover.any.trusted_keys:
+        return cover
+    try:
+        keys = tuple(signing.public_key(key, Path(path).parent) for key in cover.any.trusted_keys)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Cover({task: replace(policy, trusted_keys=keys) for task, policy in cover.by_task.items()}, cover.default, cover.origin)
 
 
 def _in_file(covers: tuple[tuple[str, Cover], ...], name: str) -> Cover:
     if exact := dict(covers).get(name):
         return exact
     cover = next((cover for pattern, cover in covers if fnmatchcase(name, pattern)), default_cover())
-    if cover.mode != "off":
+    if cover.mode == "enforce":
         return cover
-    # A look-alike of a guarded name must not slip into the patterns that are off.
+    # A look-alike of a guarded name must not slip into the patterns that let everything through.
     resembled = (
-        other for pattern, other in covers if fnmatchcase(folded(name), folded(pattern)) and other.mode != "off" and pattern != "*"
+        other for pattern, other in covers if fnmatchcase(folded(name), folded(pattern)) and other.mode == "enforce" and pattern != "*"
     )
     return next(resembled, cover)

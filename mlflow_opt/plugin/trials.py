@@ -35,6 +35,8 @@ class Trial:
         run_id: the run it names as its evidence.
         tags: the run's tags.
         values: metric name -> all values ever logged, in order.
+        experiment_id: the experiment that holds the run.
+        location: where the logged model's files are.
         problem: why this is no evidence, empty if it may be judged.
 
     """
@@ -45,6 +47,13 @@ class Trial:
     tags: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     problem: str = ""
+    experiment_id: str = ""
+    location: str = ""
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Return the last value of every metric, as a client sees it."""
+        return {key: logged[-1] for key, logged in self.values.items()}
 
 
 def tracking_store() -> Any:
@@ -93,21 +102,32 @@ def _reading(store: SqlTrackingStore, session: Session, registry_uri: str) -> It
 
 def _by_sql(session: Session, model_ids: list[str]) -> Iterator[tuple[str, Trial]]:
     model, tag, run = LOGGED_MODELS.c, LOGGED_MODEL_TAGS.c, RUNS.c
-    found = sa.select(model.model_id, model.status, model.lifecycle_stage).where(model.model_id.in_(model_ids))
-    models = {model_id: (LoggedModelStatus.from_int(status), stage) for model_id, status, stage in rows(session, found)}
+    found = sa.select(model.model_id, model.status, model.lifecycle_stage, model.artifact_location).where(model.model_id.in_(model_ids))
+    models = {model_id: (LoggedModelStatus.from_int(status), stage, where) for model_id, status, stage, where in rows(session, found)}
     named = sa.select(tag.model_id, tag.tag_key, tag.tag_value).where(tag.model_id.in_(model_ids), tag.tag_key.startswith(PREFIX))
     model_tags = _grouped(rows(session, named))
     run_ids = [run_id for tags in model_tags.values() if (run_id := tags.get(EVIDENCE_RUN, ""))]
-    ended = sa.select(run.run_uuid, run.status, run.lifecycle_stage).where(run.run_uuid.in_(run_ids))
-    runs = {run_id: (status, stage) for run_id, status, stage in rows(session, ended)}
+    ended = sa.select(run.run_uuid, run.status, run.lifecycle_stage, run.experiment_id).where(run.run_uuid.in_(run_ids))
+    runs = {run_id: (status, stage, str(where)) for run_id, status, stage, where in rows(session, ended)}
     bound = sa.select(RUN_TAGS.c.run_uuid, RUN_TAGS.c.key, RUN_TAGS.c.value)
     run_tags = _grouped(rows(session, bound.where(RUN_TAGS.c.run_uuid.in_(run_ids), RUN_TAGS.c.key.startswith(PREFIX))))
     values = _values(session, run_ids)
     for model_id in model_ids:
         tags = model_tags.get(model_id, {})
         run_id = tags.get(EVIDENCE_RUN, "")
-        problem = _model_problem(model_id, models.get(model_id), run_id) or _run_problem(run_id, runs.get(run_id))
-        yield model_id, Trial(model_id, tags.get(SOURCE_MODEL, ""), run_id, run_tags.get(run_id, {}), values.get(run_id, {}), problem)
+        yield (
+            model_id,
+            Trial(
+                model_id,
+                source_model_id=tags.get(SOURCE_MODEL, ""),
+                run_id=run_id,
+                tags=run_tags.get(run_id, {}),
+                values=values.get(run_id, {}),
+                problem=_model_problem(model_id, models.get(model_id), run_id) or _run_problem(run_id, runs.get(run_id)),
+                experiment_id=runs.get(run_id, ("", "", ""))[2],
+                location=models.get(model_id, ("", "", ""))[2],
+            ),
+        )
 
 
 def _values(session: Session, run_ids: list[str]) -> dict[str, dict[str, tuple[float, ...]]]:
@@ -127,7 +147,7 @@ def _by_api(store: Any, model_id: str) -> Trial:
     except MlflowException as error:
         return Trial(model_id, problem=_model_problem(model_id, None, "") + f" ({error})")
     run_id = model.tags.get(EVIDENCE_RUN, "")
-    if problem := _model_problem(model_id, (model.status, "active"), run_id):
+    if problem := _model_problem(model_id, (model.status, "active", ""), run_id):
         return Trial(model_id, problem=problem)
     try:
         run = store.get_run(run_id)
@@ -135,14 +155,22 @@ def _by_api(store: Any, model_id: str) -> Trial:
         return Trial(model_id, run_id=run_id, problem=_run_problem(run_id, None) + f" ({error})")
     keys = [key for key in run.data.metrics if key.startswith("gate")]
     values = {key: tuple(metric.value for metric in store.get_metric_history(run_id, key)) for key in keys}
-    problem = _run_problem(run_id, (run.info.status, run.info.lifecycle_stage))
-    return Trial(model_id, model.tags.get(SOURCE_MODEL, ""), run_id, dict(run.data.tags), values, problem)
+    return Trial(
+        model_id,
+        source_model_id=model.tags.get(SOURCE_MODEL, ""),
+        run_id=run_id,
+        tags=dict(run.data.tags),
+        values=values,
+        problem=_run_problem(run_id, (run.info.status, run.info.lifecycle_stage, "")),
+        experiment_id=str(run.info.experiment_id),
+        location=str(model.artifact_location),
+    )
 
 
-def _model_problem(model_id: str, found: tuple[LoggedModelStatus, str] | None, run_id: str) -> str:
+def _model_problem(model_id: str, found: tuple[LoggedModelStatus, str, str] | None, run_id: str) -> str:
     if not found:
         return f"a version needs a logged model that exists, and '{model_id}' does not"
-    status, stage = found
+    status, stage, _ = found
     if stage == "deleted":
         return f"logged model '{model_id}' is deleted"
     if status != LoggedModelStatus.READY:
@@ -152,10 +180,10 @@ def _model_problem(model_id: str, found: tuple[LoggedModelStatus, str] | None, r
     return ""
 
 
-def _run_problem(run_id: str, found: tuple[str, str] | None) -> str:
+def _run_problem(run_id: str, found: tuple[str, str, str] | None) -> str:
     if not found:
         return f"the evidence run '{run_id}' does not exist"
-    status, stage = found
+    status, stage, _ = found
     if stage != "active":
         return f"the evidence run '{run_id}' is deleted"
     if status != RunStatus.to_string(RunStatus.FINISHED):

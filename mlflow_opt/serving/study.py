@@ -23,6 +23,7 @@ from mlflow_opt.serving import study_report, versions
 from mlflow_opt.serving.contender import Found, Objective, find_rate, free_port, mlflow_command, our_command, running
 from mlflow_opt.serving.load import request_bytes, zipf_order
 from mlflow_opt.serving.settings import Settings
+from mlflow_opt.serving.study_page import study_page
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Study:
         path = self.folder / "curves.png"
         study_report.save_curves(self.tried, self.objective.p95_ms, path)
         tracking.log_file(self.parent.run_id, path)
+        tracking.log_text(self.parent.run_id, "report.html", study_page(self.tried, chosen, lines, self.objective, self.params))
         logger.info("\n%s\n", note)
 
     def _keep(self, tried: Tried) -> Tried:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from mlflow_opt import data, step_runs, tracking
+from mlflow_opt.waterfall import Level, save, table
+from recipes import pipeline
+from tests.tiny import tiny_table
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 600
+
+
+def test_steps_keep_their_order_when_named_in_another() -> None:
+    assert pipeline.chosen_steps("serve,compile , tune") == ["compile", "tune", "serve"]
+    assert pipeline.chosen_steps("") == list(pipeline.STEPS)
+    with pytest.raises(ValueError, match=r"steps must be among .* got tunes"):
+        pipeline.chosen_steps("tunes")
+
+
+@pytest.mark.parametrize("name", ["telco_churn", "fashion_mnist"])
+def test_gate_is_halved_without_overlap_when_a_half_is_named(name: str) -> None:
+    whole, steps, final = (data.split(data.read(f"{name}{half}")) for half in ("", "#steps", "#final"))
+    assert whole.digest == steps.digest == final.digest
+    assert len({whole.gate.digest, steps.gate.digest, final.gate.digest}) == 3
+    for part in ("train", "calibration", "selection"):
+        assert getattr(whole, part).digest == getattr(steps, part).digest == getattr(final, part).digest
+    rows = [len(one.gate.labels) for one in (whole, steps, final)]
+    assert rows[1] + rows[2] == rows[0]
+    assert min(rows[1:]) > 0.45 * rows[0]
+    # Both halves are samples of the same gate.
+    for label in np.unique(whole.gate.labels):
+        shares = [float((one.gate.labels == label).mean()) for one in (steps, final)]
+        assert abs(shares[0] - shares[1]) < 0.05
+
+
+def test_waterfall_shows_each_step_when_drawn(tmp_path: Path) -> None:
+    levels = [Level("baseline", 4.0, 0.50), Level("compile", 0.5, 0.50), Level("tune", 0.25, 0.54)]
+    rows = table(levels, "f1").splitlines()
+    assert rows[-1] == "| tune | 0.25 | 2.00x | 16.00x | 0.5400 | +0.0400 | +0.0400 |"
+    save(levels, "f1", tmp_path / "waterfall.png")
+    assert (tmp_path / "waterfall.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_pipeline_keeps_what_passes_and_redoes_nothing_when_run_twice(tmp_path: Path, empty_store: Path) -> None:
+    tiny = tiny_table(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    (tmp_path / "policy.yaml").write_text("validation_criteria: [{metric: speedup, min: 1.1}, {metric: label_flips, max: 3}]")
+    client = MlflowClient(uri)
+    given = {"model": tiny.model, "data": tiny.data, "policy": "policy.yaml", "steps": "baseline,compile,quantize", "register_as": "churn"}
+    parents = []
+    for _ in range(2):
+        _run(tmp_path, uri, {**given, "time_budget_s": 1500, "budget_s": 20})
+        parents.append(_parents(client, "pipeline")[0])
+    first, second = parents
+    assert first.info.status == second.info.status == "FINISHED"
+    assert first.data.metrics["gate_passed"] == 1.0
+    # One run of the step, kept by both.
+    (step,) = _parents(client, "compile")
+    assert step.data.tags[step_runs.PIPELINE] == first.info.run_id
+    for parent in parents:
+        children = {run.info.run_name: run for run in _children(client, parent)}
+        assert children["compile"].data.params["step_run"] == step.info.run_id
+        assert children["step_baseline"].data.params["reason"] == "a model was given"
+        assert children["step_quantize"].data.params["reason"] == "it is for networks, the data are a table"
+        assert {"waterfall.png", "report.html"} <= {one.path for one in client.list_artifacts(parent.info.run_id)}
+    # The end is judged on rows that the step was not judged on.
+    judged = [run.data.tags["mlflow_opt.data_digest"] for run in (_child(client, first, "compile"), _winner(client, step))]
+    assert judged[0] != judged[1]
+    assert len(client.search_model_versions("name = 'churn'")) == 3
+
+
+def _run(folder: Path, uri: str, given: dict[str, object]) -> None:
+    words = [f"--{name}={value}" for name, value in given.items()]
+    environment = {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.pipeline", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _parents(client: MlflowClient, recipe: str) -> list[Run]:
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`mlflow_opt.recipe` = '{recipe}'", order_by=["attributes.start_time DESC"])
+    return [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+
+
+def _children(client: MlflowClient, parent: Run) -> list[Run]:
+    return list(client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"))
+
+
+def _child(client: MlflowClient, parent: Run, name: str) -> Run:
+    return next(run for run in _children(client, parent) if run.info.run_name == name)
+
+
+def _winner(client: MlflowClient, parent: Run) -> Run:
+    return client.get_run(parent.data.tags[tracking.CHOSEN_RUN])
