@@ -11,8 +11,9 @@ MARK = $(if $(filter true 1,$(CI)),,-m "not slow")
 demo: $(VENV)/.installed
 	$(PY) -m mlflow_opt.commands.demo
 
+# One file a worker, because servers and trained models are shared within a file; one thread each, or the workers wait for each other.
 test: check
-	$(PY) -m pytest $(MARK)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(MARK)
 
 check: $(VENV)/.installed
 	$(PY) -m ruff check
