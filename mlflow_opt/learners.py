@@ -111,6 +111,8 @@ class Learner:
         with warnings.catch_warnings():
             # A solver that has not converged is a parameter's fault, and its score says so.
             warnings.filterwarnings("ignore", category=_convergence())
+            # Its successor, eval_y, takes no labels that are text.
+            warnings.filterwarnings("ignore", message="The argument 'eval_set' is deprecated")
             if valid is not None and self.is_boosting:
                 _fit_stopping(made, typed(rows, chosen, categories), labels, (typed(valid[0], chosen, categories), valid[1]), patience)
             else:
@@ -222,7 +224,7 @@ def _fit_stopping(made: Any, rows: pd.DataFrame, labels: np.ndarray, valid: tupl
     if type(last).__name__.startswith("LGBM"):
         from lightgbm import early_stopping
 
-        last.fit(rows, labels, eval_X=held, eval_y=valid[1], callbacks=[early_stopping(patience, verbose=False)])
+        last.fit(rows, labels, eval_set=[(held, valid[1])], callbacks=[early_stopping(patience, verbose=False)])
     else:
         last.set_params(early_stopping_rounds=patience).fit(rows, labels, eval_set=[(held, valid[1])], verbose=False)
 

@@ -85,6 +85,7 @@ def tree_pipeline(rows: pd.DataFrame, task: Task, estimator: Any, without: Colle
         without: columns to ignore.
     """
     from sklearn.compose import ColumnTransformer
+    from sklearn.model_selection import KFold, StratifiedKFold
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import TargetEncoder
 
@@ -92,9 +93,10 @@ def tree_pipeline(rows: pd.DataFrame, task: Task, estimator: Any, without: Colle
     many = [name for name in texts if rows[name].nunique() > CODED_VALUES]
     # Of several classes the encoder makes a column each, which the trees can do without.
     many = many if task.kind != "multiclass" else []
+    folds = (KFold if task.kind == "regression" else StratifiedKFold)(5, shuffle=True, random_state=0)
     parts = [
         ("texts", _codes(), [name for name in texts if name not in many]),
-        ("means", TargetEncoder(target_type="continuous" if task.kind == "regression" else "binary", random_state=0), many),
+        ("means", TargetEncoder(target_type="continuous" if task.kind == "regression" else "binary", cv=folds), many),
         ("numbers", "passthrough", numbers),
     ]
     return Pipeline([("columns", ColumnTransformer([part for part in parts if part[2]])), ("trees", estimator)])

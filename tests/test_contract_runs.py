@@ -14,14 +14,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt.entries import Entry, entries
-from tests.tiny import Tiny, tiny_ensemble, tiny_network, tiny_table
+from tests.tiny import Tiny, tiny_ensemble, tiny_network, tiny_table, tiny_trees
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = [entry for entry in entries() if entry.kind == "recipe"]
 # The recipe's bundled data tells what it works on.
 KINDS = {"fashion_mnist": tiny_network, "telco_churn": tiny_table}
 # Recipes that work on a model of their own kind.
-OWN_KINDS = {"prune_ensemble": tiny_ensemble}
+OWN_KINDS = {"prune": tiny_trees, "prune_ensemble": tiny_ensemble}
 # (recipe, why it is not run here). Nothing else is left out.
 SKIPS: tuple[tuple[str, str], ...] = (
     ("serve", "it compares settings of a server, not variants of a model: it takes no policy and registers nothing"),

@@ -109,3 +109,21 @@ def tiny_ensemble(folder: Path, rows: int = 1500) -> Tiny:
     kept = {"serialization_format": "cloudpickle", "pip_requirements": ["scikit-learn"]}
     mlflow.sklearn.save_model(model, str(folder / "ensemble"), signature=signature, **kept)
     return Tiny(folder / "churn.parquet", "target", folder / "ensemble")
+
+
+def tiny_trees(folder: Path, rows: int = 1500) -> Tiny:
+    """Take the numbers of some customers of the bundled churn table and fit boosted trees."""
+    import lightgbm
+    import mlflow.lightgbm
+    import pandas as pd
+    from mlflow.models import infer_signature
+
+    table = pd.read_parquet(TELCO).head(rows)
+    numbers = [str(name) for name in table if pd.api.types.is_numeric_dtype(table[name]) and name != "target"]
+    table = table[[*numbers, "target"]].astype(dict.fromkeys(numbers, float))
+    table.to_parquet(folder / "numbers.parquet")
+    features = table.drop(columns="target")
+    fitted = lightgbm.LGBMClassifier(n_estimators=60, num_leaves=15, verbose=-1, n_jobs=1).fit(features, table["target"])
+    signature = infer_signature(features, fitted.predict(features))
+    mlflow.lightgbm.save_model(fitted, str(folder / "trees"), signature=signature, pip_requirements=["lightgbm"])
+    return Tiny(folder / "numbers.parquet", "target", folder / "trees")
