@@ -27,9 +27,9 @@ from mlflow_opt.records import Quantity
 from mlflow_opt.stopwatch import time_models
 from mlflow_opt.training import TrainSettings, fit
 
-SHARE, TEMPERATURE, MIX, COPIES, EPOCHS, SEEDS = 0.25, 4.0, 0.1, 1, 10, (0, 1, 2, 3)
+SHARE, TEMPERATURE, MIX, COPIES, EPOCHS, SEEDS = 0.25, 4.0, 0.1, 2, 10, (0, 1, 2, 3, 4, 5)
 TEACHER = TrainSettings(epochs=12, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
-STUDENT = TrainSettings(epochs=EPOCHS, batch_size=128, learning_rate=5e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
+STUDENT = TrainSettings(epochs=EPOCHS, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     split = data.split(data.read("fashion_mnist"))
     train, valid, gate = (_arrays(split, part) for part in (split.train, split.calibration, split.gate))
     torch.manual_seed(0)
-    teacher = fit(ResNet(1, 10, "hw", width=24), train, valid, TEACHER, augmented(plain_loss(0.0), shift_pictures)).module
+    teacher = fit(ResNet(1, 10, "hw", width=32), train, valid, TEACHER, augmented(plain_loss(0.0), shift_pictures)).module
     teacher_accuracy = _accuracy(teacher, gate, split)
     print("teacher", teacher_accuracy, flush=True)
     small = narrower(teacher, valid, SHARE)

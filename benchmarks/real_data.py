@@ -29,10 +29,9 @@ def real_data(name: str) -> Path:
 
 
 def sea_temperature(folder: Path, *, steps: int = 48, horizon: int = 24, every: int = 2) -> data.Split:
-    """Cut the half-hourly sea temperature into windows: a day of it, and the temperature half a day later.
+    """Cut the half-hourly sea temperature into windows: a day of it, and the temperature half a day later, both standardised.
 
-    The target is the change from the window's last value, which a model cannot get by repeating that value. Every fifth
-    week is the test: the file's own split is one late season, which no model of the others can know.
+    Every fifth week is the test: the file's own split is one late season, which no model of the others can know.
 
     Args:
         folder: where the npz goes.
@@ -41,16 +40,15 @@ def sea_temperature(folder: Path, *, steps: int = 48, horizon: int = 24, every: 
         every: a window starts at each so many steps.
     """
     table = pd.read_parquet(real_data("sea_temp.parquet"))
-    values = table["target"].to_numpy(np.float32)
+    degrees = table["target"].to_numpy(np.float32)
+    values = (degrees - degrees.mean()) / degrees.std()
     parts = np.where(np.arange(len(values)) // _WEEK % 5 == 4, "test", "train")
     starts = np.arange(0, len(values) - steps - horizon, every)
     ends = starts + steps + horizon
     # A window of both parts would let training see the test's time.
     starts = starts[parts[starts] == parts[ends]]
     windows = values[starts[:, None] + np.arange(steps)]
-    target = values[starts + steps + horizon] - windows[:, -1]
+    target = values[starts + steps + horizon]
     path = folder / "sea_temperature.npz"
-    # A model of changes sees changes: the season's level would drown them.
-    relative = 2 * (windows - windows[:, -1:])
-    np.savez(path, series=relative[:, :, None], target=target.astype(np.float64), split=parts[starts])
+    np.savez(path, series=windows[:, :, None], target=target.astype(np.float64), split=parts[starts])
     return data.split(data.read(str(path)))

@@ -40,7 +40,8 @@ class Teaching:
     """How students are taught.
 
     Args:
-        student: URI of a torch model, or the share of the teacher's widths that a copy of it keeps, `auto` for a quarter.
+        student: URI of a torch model, the share of the teacher's widths that a copy of it keeps (`auto` for a quarter), or `bag`
+            for the mean of the words' vectors where the inputs are token ids and their mask.
         teachers: URIs whose average answers, none for the model alone.
         epochs: over the rows and their copies.
         augment: changed copies of each row that the teacher answers too.
@@ -106,6 +107,8 @@ def student_of(work: Session, wanted: str) -> nn.Module:
     from mlflow_opt.network_distillation import narrower
     from mlflow_opt.network_learners import learner_for, network_of
 
+    if wanted == "bag":
+        return _bag(work)
     if wanted != "auto" and not re.fullmatch(r"[0-9]*\.?[0-9]+", wanted):
         student = network_of(models.load(wanted, work.threads))
         try:
@@ -122,6 +125,24 @@ def student_of(work: Session, wanted: str) -> nn.Module:
     except ValueError as error:
         raise ValueError(f"no student could be made from the teacher: {error} Or give student=URI of a small torch model.") from error
     return learner.fresh(work.seed, learner.arrays(work.split.calibration), made)
+
+
+def _bag(work: Session) -> nn.Module:
+    import torch
+
+    from mlflow_opt.networks import BagOfEmbeddings
+
+    arrays = list(work.split.dataset.rows.values()) if isinstance(work.split.dataset.rows, dict) else []
+    if len(arrays) != 2 or not all(one.dtype.kind in "iu" and one.ndim == 2 for one in arrays):
+        given = ", ".join(f"{one.dtype} {one.shape}" for one in arrays)
+        raise ValueError(f"a bag of embeddings takes token ids and their mask, the data are {given}; give student=auto or a URI.")
+    teacher = _torch_of(work.model)
+    sizes = [layer.num_embeddings for layer in teacher.modules() if isinstance(layer, torch.nn.Embedding)] if teacher else []
+    # A teacher without a vocabulary of its own: the largest id in the data, where the mask's largest number is 1.
+    ids = max(sizes, default=max(int(one.max()) for one in arrays) + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(work.seed)
+        return BagOfEmbeddings(ids, max(len(work.task.classes), 1))
 
 
 def trainer_for(model: str, versions: str, tables: Trainer) -> Trainer:

@@ -86,6 +86,8 @@ class Hunt:
         Raises:
             ValueError: no trial completed.
         """
+        if not crew.is_here:
+            raise ValueError("a search over networks keeps weights and models in files of this machine; use workers of this machine.")
         runs = TrialRuns(self.work, plan, OBJECTIVES, budget.trials)
         study = studies.open_study(plan, plan.seed)
         studies.close_stale(plan, study)
@@ -110,7 +112,9 @@ class Hunt:
         from mlflow_opt.network_trials import full_settings, loss_of
 
         settings = full_settings(len(self.course.train.targets), self.epochs, self.work.seed)
-        fitted = self.course.fit(name, module, settings, loss_of(self.facts))
+        # Named by what it is: a search that goes on may find others first.
+        key = f"{name}_{text_digest(str(sorted(params.items())))[:8]}"
+        fitted = self.course.fit(key, module, settings, loss_of(self.facts))
         self.add(name, fitted.module, params, {"epochs_run": float(len(fitted.history)), "train_seconds": fitted.seconds})
         curves.log(self.work.candidates[-1].run_id, fitted.history)
         return fitted.module
@@ -255,6 +259,7 @@ def advise(work: Session, rows: Sequence[Row], searched: Mapping[str, float], vo
             told.append(_against(name, mine, known[RUNTIME], "the baseline in the same runtime", work.headline))
             told += [_against(name, mine, mobile, RIVAL, work.headline)] if mobile else []
     if volumes:
+        tracking.log_values(work.parent.run_id, volumes)
         better = "dominates more than" if volumes["hypervolume"] > volumes["hypervolume_random"] else "does not beat"
         told.append(
             f"The search's front {better} random search's of the same budget: hypervolume {volumes['hypervolume']:.4f} against "

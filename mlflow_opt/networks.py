@@ -126,6 +126,31 @@ class Recurrent(nn.Module):
         return scores
 
 
+class BagOfEmbeddings(nn.Module):
+    """The mean of the words' vectors and a hidden layer: the smallest student of a transformer.
+
+    Source: Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification".
+
+    Args:
+        vocabulary: number of token ids.
+        outputs: classes, or 1 for a regression.
+        width: of a vector and of the hidden layer.
+    """
+
+    def __init__(self, vocabulary: int, outputs: int, width: int = 64) -> None:
+        super().__init__()
+        self.vocabulary, self.outputs, self.width = vocabulary, outputs, width
+        self.words = nn.Embedding(vocabulary, width)
+        self.hidden, self.head = nn.Linear(width, width), nn.Linear(width, outputs)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Answer (n, tokens) ids with (n, outputs); the mask is 1 for words and 0 for padding."""
+        mask = attention_mask.unsqueeze(-1).to(self.words.weight.dtype)
+        mean = (self.words(input_ids) * mask).sum(1) / mask.sum(1).clamp_min(1.0)
+        scores: Tensor = self.head(torch.relu(self.hidden(mean)))
+        return scores
+
+
 class Rescaled(nn.Module):
     """A regression network whose answers are near 0 and 1, in the target's own units.
 

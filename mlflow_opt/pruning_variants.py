@@ -97,7 +97,7 @@ class Trainer:
 
     def add(self, name: str, module: nn.Module, params: Mapping[str, Param], spent: int = 0) -> float:
         """Fine-tune for the epochs that are left of the wish, and add the variant; returns its headline drop."""
-        fitted = self.fit(name, module, max(1, self.wish.epochs - spent))
+        fitted = self.fit(named_by_size(name, module), module, max(1, self.wish.epochs - spent))
         return self.add_trained(name, fitted.module, params, known_of(fitted, spent))
 
     def add_trained(self, name: str, module: nn.Module, params: Mapping[str, Param], known: Mapping[str, float]) -> float:
@@ -138,6 +138,11 @@ class Trainer:
         drop = work.add(Variant(name, model, params))
         candidates.note(work.candidates[-1], {**known, "compressed_mb": compressed_mb(model.path), **under_stress(work, model)})
         return drop
+
+
+def named_by_size(name: str, module: nn.Module) -> str:
+    """Name a training so that a run that goes on does not take another one's checkpoint: measured widths may come out otherwise."""
+    return f"{name}_{sum(one.numel() for one in module.parameters())}"
 
 
 def known_of(fitted: Fitted, spent: int = 0) -> dict[str, float]:

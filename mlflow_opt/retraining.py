@@ -107,13 +107,16 @@ def start(work: Session, module: nn.Module | None = None) -> Iterator[Course]:
         module: another network to train in the model's place, such as a student; None takes the model's own.
 
     Raises:
-        ValueError: the data are a table, or the model holds no network to train.
+        ValueError: the data are a table, the model holds no network to train, or the network cannot be exported.
     """
     if isinstance(work.example, pd.DataFrame):
         raise ValueError("a network is trained on arrays, the data are a table; give an npz, or a folder of them.")
+    from mlflow_opt.exporting_torch import export_retrained
     from mlflow_opt.network_learners import learner_for
 
     learner = learner_for(work.model, work.split, module)
+    # Whether it has a graph is told now, not after hours of training.
+    export_retrained(learner.module, work.model, work.example)
     folder = checkpoint_folder(work, learner)
     if any(folder.glob("*.ckpt")):
         logger.info("An earlier run of the same was interrupted: going on from its checkpoints in %s.", folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlflow_opt import measure, tracking
 from mlflow_opt.fingerprint import cpu_features
 from mlflow_opt.models import Model
-from mlflow_opt.pruning_variants import Trainer, some
+from mlflow_opt.pruning_variants import Trainer, named_by_size, some
 from mlflow_opt.records import Param, Policy
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def pruned(trainer: Trainer, name: str, share: float) -> tuple[Fitted, float]:
     sensitive = channel_importance.sensitivities(trainer.module, graph, ranked, rows, trainer.course.learner.judged)
     widths = channel_widths.choose_widths(graph, sensitive, share, channel_widths.step_of(cpu_features()))
     smaller, spent = _remove(trainer, graph, name, widths)
-    fitted = trainer.fit(name, smaller, max(1, trainer.wish.epochs - spent))
+    fitted = trainer.fit(named_by_size(name, smaller), smaller, max(1, trainer.wish.epochs - spent))
     return fitted, trainer.couplings(fitted.module).macs() / graph.macs()
 
 
@@ -170,6 +170,6 @@ def _remove(trainer: Trainer, graph: Couplings, name: str, final: Widths) -> tup
         gone = units_to_remove(graph, now, trainer.importances(module, graph))
         module = without(module, graph, gone, trainer.course.validation.inputs)
         if step < steps and between:
-            module = trainer.fit(f"{name}_step{step}", module, between).module
+            module = trainer.fit(named_by_size(f"{name}_step{step}", module), module, between).module
             spent += between
     return module, spent

@@ -10,36 +10,51 @@ References: Akiba et al. 2019, "Optuna: a next-generation hyperparameter optimiz
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_opt import file_locks
 from mlflow_opt.search_spaces import within
+from mlflow_opt.study_storage import storage_at, storage_of
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "FROM_ALL",
+    "METRICS",
+    "OWNER",
+    "WHY",
+    "Plan",
+    "Pruner",
+    "Sampler",
+    "close_stale",
+    "is_done",
+    "open_study",
+    "owned",
+    "owner",
+    "started",
+    "storage_at",
+    "storage_of",
+    "warm",
+]
+
 
 Pruner = Literal["hyperband", "median", "none"]
 Sampler = Literal["tpe", "nsga2", "random"]
 # Small populations: searches of networks have tens of trials, not thousands.
 _POPULATION = 12
-# On a trial: which process drives it, what was measured, why it failed. On a study: what it searches, for warm starts.
-OWNER, METRICS, WHY, SUBJECT = "mlflow_opt.owner", "mlflow_opt.metrics", "mlflow_opt.why", "mlflow_opt.subject"
+# On a trial: which process drives it, what was measured, why it failed. On a study: what it searches, for warm starts, and how.
+OWNER, METRICS, WHY = "mlflow_opt.owner", "mlflow_opt.metrics", "mlflow_opt.why"
+SUBJECT, SEARCH = "mlflow_opt.subject", "mlflow_opt.search"
 # Trials taken over from each earlier study, and at most in all.
 FROM_EACH, FROM_ALL = 3, 8
-_PASSWORD = re.compile(r"://[^/@:]*:[^/@]+@")
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Plan:
         workers: trials at the same time.
         subject: what is searched; studies with the same subject warm each other.
         sampler: makes the proposals: `tpe`, `nsga2` (Deb et al. 2002, for several objectives), or `random` to compare with.
+        search: all that makes its trials comparable: rows, ranges, folds; a study of another search is not gone on with.
     """
 
     name: str
@@ -67,39 +83,12 @@ class Plan:
     workers: int
     subject: str
     sampler: Sampler = "tpe"
+    search: str = ""
 
     @property
     def is_file(self) -> bool:
         """Tell whether the study lives in a journal file."""
         return "://" not in self.storage
-
-
-def storage_of(given: str, default: Path) -> str:
-    """Read the parameter `storage`.
-
-    Example:
-        >>> Path(storage_of("", Path("studies.journal"))).name
-        'studies.journal'
-
-    Args:
-        given: a path, a database URL without a password, `env:NAME` of a variable that holds either, or `""`.
-        default: the journal file where nothing is given.
-
-    Raises:
-        ValueError: the variable is not set, the URL holds a password, or the folder does not exist.
-    """
-    if given.startswith("env:"):
-        name = given.removeprefix("env:")
-        if not os.environ.get(name):
-            raise ValueError(f"storage=env:{name} must name a variable that is set, it is not; export {name}=postgresql+psycopg2://...")
-        return _path_or_url(os.environ[name])
-    if _PASSWORD.search(given):
-        shown = _PASSWORD.sub("://...@", given)
-        raise ValueError(
-            f"storage must hold no password, because MLflow logs every parameter, got '{shown}'; put it into PGPASSWORD or ~/.pgpass, "
-            "or the whole URL into a variable and give storage=env:NAME."
-        )
-    return _path_or_url(given or str(default))
 
 
 def open_study(plan: Plan, seed: int) -> Study:
@@ -115,7 +104,7 @@ def open_study(plan: Plan, seed: int) -> Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(plan.storage)
+    storage = storage_at(plan.storage)
     study = optuna.create_study(
         storage=storage,
         study_name=plan.name,
@@ -124,13 +113,12 @@ def open_study(plan: Plan, seed: int) -> Study:
         sampler=_sampler(plan, seed % 2**32),
         pruner=_pruner(plan),
     )
-    if study.user_attrs.get(SUBJECT) != plan.subject:
-        study.set_user_attr(SUBJECT, plan.subject)
     wanted = [one.upper() for one in plan.directions]
     if [one.name for one in study.directions] != wanted:
         raise ValueError(
             f"study '{plan.name}' has the objectives {study.directions}, not {wanted}; give another study=, or leave it empty."
         )
+    _claim(plan, study)
     return study
 
 
@@ -211,11 +199,23 @@ def started(pid: int) -> str:
         return ""
 
 
+def _claim(plan: Plan, study: Study) -> None:
+    known = study.user_attrs
+    if known.get(SEARCH, plan.search) != plan.search:
+        raise ValueError(
+            f"study '{plan.name}' was another search (of other rows, ranges, folds or goals), whose trials cannot be compared; "
+            "give another study=, or leave it empty."
+        )
+    for name, value in ((SUBJECT, plan.subject), (SEARCH, plan.search)):
+        if name not in known:
+            study.set_user_attr(name, value)
+
+
 def _best_of_earlier(plan: Plan) -> list[dict[str, Any]]:
     import optuna
     from optuna.trial import TrialState
 
-    storage = _storage(plan.storage)
+    storage = storage_at(plan.storage)
     found: list[dict[str, Any]] = []
     for summary in reversed(optuna.get_all_study_summaries(storage)):
         if summary.study_name == plan.name or summary.user_attrs.get(SUBJECT) != plan.subject:
@@ -231,15 +231,6 @@ def _is_dead(trial: FrozenTrial) -> bool:
     host, _, rest = str(trial.user_attrs.get(OWNER, "::")).partition(":")
     pid, _, since = rest.partition(":")
     return host == socket.gethostname() and pid.isdigit() and started(int(pid)) != since
-
-
-def _path_or_url(text: str) -> str:
-    if "://" in text:
-        return text
-    path = Path(text).expanduser().resolve()
-    if not path.parent.is_dir():
-        raise ValueError(f"storage must lie in a folder that exists, got '{path}'; make {path.parent}, or give another path.")
-    return str(path)
 
 
 def _sampler(plan: Plan, seed: int) -> Any:
@@ -260,38 +251,3 @@ def _pruner(plan: Plan) -> Any:
     if plan.pruner == "hyperband":
         return pruners.HyperbandPruner(min_resource=1, max_resource=max(plan.steps, 1), reduction_factor=3)
     return pruners.MedianPruner(n_startup_trials=5)
-
-
-@lru_cache(maxsize=4)
-def _storage(storage: str) -> BaseStorage:
-    """Open a storage once a process: a journal is read from its beginning."""
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if "://" in storage:
-        shown = _PASSWORD.sub("://...@", storage)
-        try:
-            return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-        except SQLAlchemyError as error:
-            raise ConnectionError(
-                f"the storage must be a database that answers, and {shown} does not: {str(error).splitlines()[0]}"
-            ) from None
-        except ImportError as error:
-            raise ModuleNotFoundError(f"storage={shown} needs its driver ({error}): pip install psycopg2-binary for PostgreSQL") from None
-    lock = file_locks.FileLock(Path(f"{storage}.lock"))
-    lock.acquire()
-    try:
-        _mend(Path(storage))
-    finally:
-        lock.release()
-    # Optuna's own locks are files that outlive a killed process, and the next one waits half a minute for them.
-    return JournalStorage(JournalFileBackend(storage, lock_obj=lock))  # type: ignore[arg-type]
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that its writer did not finish; whatever is appended to it would make the journal unreadable."""
-    content = path.read_bytes() if path.is_file() else b""
-    if content and not content.endswith(b"\n"):
-        logger.warning("The last line of %s was cut off when its writer died; it is dropped.", path)
-        path.write_bytes(content[: content.rfind(b"\n") + 1])

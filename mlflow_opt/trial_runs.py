@@ -61,7 +61,9 @@ class TrialRuns:
             return
         values = dict(tried.metrics) | dict(zip(self.objectives, tried.values, strict=False)) | {"trial_seconds": tried.seconds}
         told = {"study": self.plan.name, "trial": tried.number, "state": tried.state, "why": tried.why or "-"}
-        self.work.trial(f"trial-{tried.number:04d}", {**told, **plain(tried.params)}, values)
+        # What a search is compared with stands beside it.
+        title = "random" if self.plan.sampler == "random" else "trial"
+        self.work.trial(f"{title}-{tried.number:04d}", {**told, **plain(tried.params)}, values)
         self.here.add(tried.number)
         self._say(tried)
 

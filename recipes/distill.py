@@ -117,7 +117,7 @@ def distill(
         seed: every random choice derives from it.
         members: registered versions, by commas, whose average is the teacher, instead of model.
         student: of a table `lightgbm`, `mlp`, `linear`, or `auto` for all of them; of arrays the URI of a small torch model, or
-            the share of the teacher's widths that a copy of it keeps, `auto` for 0.25.
+            the share of the teacher's widths that a copy of it keeps, `auto` for 0.25, or `bag` for token ids and their mask.
         trees: of a LightGBM student.
         hidden: units of a perceptron's hidden layer.
         augment: new rows for each real one that the teacher is asked about; 0 for none.

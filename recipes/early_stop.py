@@ -179,6 +179,7 @@ def _compare_schedules(
     work: session.Session, schedules: Sequence[Schedule], lengths: tuple[int, int, float], begin: tuple[Start, float], ends: float
 ) -> None:
     from mlflow_opt.network_learners import usual_settings
+    from mlflow_opt.training import DivergedError
 
     epochs, patience, least_gain = lengths
     with retraining.start(work) as course:
@@ -191,10 +192,16 @@ def _compare_schedules(
                 work.findings.append(f"The time budget was used up before {schedule}: it and what follows were not trained.")
                 break
             how = replace(settings, schedule=schedule)
-            stopped = course.fit(schedule, module, replace(how, patience=patience, least_gain=least_gain))
-            full = course.fit(schedule, module, how)
+            try:
+                stopped = course.fit(schedule, module, replace(how, patience=patience, least_gain=least_gain))
+                full = course.fit(schedule, module, how)
+            except DivergedError as why:
+                work.findings.append(f"{schedule} was left out: {why}")
+                continue
             shown[schedule] = (full.history, len(stopped.history) if len(stopped.history) < epochs else 0)
             _add_pair(course, schedule, stopped, full, epochs)
+        if not shown:
+            raise ValueError(f"no schedule could be trained: {' '.join(work.findings)}")
         curves.publish(work.parent.run_id, shown)
 
 

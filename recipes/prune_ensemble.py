@@ -31,6 +31,8 @@ from mlflow_opt.signature import run
 
 # Of many selections the best are drawn: scoring each takes longer than finding it.
 _DRAWN = 150
+# Of the whole ensemble's latency: selections that differ by less cost the same, and the better one is taken.
+_SAME = 0.05
 
 
 def selections(bench: Bench, keep: int, latency_share: float, lost: float, seed: int) -> dict[str, Weights]:
@@ -51,7 +53,9 @@ def selections(bench: Bench, keep: int, latency_share: float, lost: float, seed:
     every = ensemble_selection.subsets(bench.holds, free)
     within = ensemble_selection.subsets(bench.holds, tight)
     # By what they cost, the better of equals first: `every` is ordered by loss, and sorting keeps that.
-    cheap = next((w for w in sorted(every, key=bench.latency) if bench.lost(w) <= lost), every[0])
+    cheap = next(
+        (w for w in sorted(every, key=lambda w: round(bench.latency(w) / (_SAME * bench.whole))) if bench.lost(w) <= lost), every[0]
+    )
     found = {"cheapest": cheap} | ({"within_budget": within[0]} if within else {})
     found |= {
         "best": every[0],

@@ -9,14 +9,15 @@ the size and no faster, and is tried to show it.
 
 Where quality is lost, three ways back are tried, the cheap ones first: biases that make up for the mean error of each operator;
 the most sensitive operators in float (their sensitivity is the output error when only that operator is quantised, the smallest
-number of them is found by bisection, and what need not stay is taken back one by one); and training with rounding, which needs
-the torch network and is left out, with a word, where quantising after training was enough. A regression's errors are looked at
-for a shift to one side, which r2 would hide.
+number of them is found by bisection, and what need not stay is taken back one by one); and training with rounding, taught by
+the float network, which needs the torch network and is left out, with a word, where quantising after training was enough. A
+regression's errors are looked at for a shift to one side, which r2 would hide.
 
 References: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
 inference"; Nagel et al. 2021, "A white paper on neural network quantization"; Wu et al. 2020, "Integer quantization for
 deep learning inference: principles and empirical evaluation" (calibration methods, partial quantisation by sensitivity);
-Esser et al. 2020, "Learned step size quantization".
+Esser et al. 2020, "Learned step size quantization"; Mishra, Marr 2018, "Apprentice: using knowledge distillation techniques to
+improve low-precision network accuracy".
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from mlflow_opt.signature import run
 SUFFICES = 0.003
 _TAKEN_BACK = 6
 _RATE = 1e-3
+# The float network teaches its rounded copy: labels alone would pull it to other weights, and few rows to worse ones.
+_TEMPERATURE, _MIX = 2.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,8 @@ def _train(bench: Bench, scheme: Scheme, epochs: int, lost: float) -> None:
 def _trained(bench: Bench, scheme: Scheme, epochs: int) -> Any:
     from mlflow_opt import fake_quantisation
     from mlflow_opt.exporting_torch import export_retrained
+    from mlflow_opt.losses import scores_of
+    from mlflow_opt.network_distillation import lesson_of, soft_loss
     from mlflow_opt.network_learners import network_of, usual_settings
 
     work = bench.work
@@ -234,7 +239,9 @@ def _trained(bench: Bench, scheme: Scheme, epochs: int) -> Any:
         except ValueError as error:
             raise CannotTrainError(str(error)) from error
         settings = replace(usual_settings(len(course.train.targets), epochs, _RATE, work.seed), weight_decay=0.0)
-        fitted = course.fit("qat", rounded, settings)
+        teacher = course.learner.judged(plain)
+        lesson = lesson_of(course.train, lambda inputs: scores_of(teacher, inputs).numpy(), {})
+        fitted = course.fit("qat", rounded, settings, soft_loss(lesson, _TEMPERATURE, _MIX))
     module, learnt = fake_quantisation.taken_apart(fitted.module, plain)
     proto = prepared(export_retrained(module, work.model, work.example).proto)
     return quantised(proto, scheme, bench.feeds, grids=fake_quantisation.grids_of(proto, learnt))

@@ -213,6 +213,7 @@ def regularize(
 
 def _try_techniques(work: session.Session, wanted: str, trials: int, start: str) -> str:
     from mlflow_opt.regularisers import can_mix
+    from mlflow_opt.training import DivergedError
 
     with retraining.start(work) as course:
         mixable = can_mix(course.train.inputs)
@@ -225,7 +226,13 @@ def _try_techniques(work: session.Session, wanted: str, trials: int, start: str)
         shown: dict[str, Any] = {}
 
         def try_out(name: str, how: Techniques) -> float:
-            fitted = _train(course, module, name, how)
+            try:
+                fitted = _train(course, module, name, how)
+            except DivergedError as why:
+                if name == CONTROL:
+                    raise
+                work.findings.append(f"{name} was left out: {why}")
+                return float("inf")
             shown[name] = (fitted.history, 0)
             return course.add(name, fitted, asdict(how), _network_figures(work, course.learner, fitted.module))
 

@@ -18,6 +18,7 @@ judge it); Nogueira, Sechidis & Brown 2018 (stability).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ _logger = logging.getLogger(__name__)
 RUNTIME, EVERY = "runtime_only", "all_columns"
 # Below this a ranking depends more on the rows than on the columns (Nogueira et al. 2018).
 POOR_STABILITY = 0.4
+_ARRAYS = "select_features chooses columns of a table, the data are arrays; for networks see `prune` and `nas`."
 
 
 def names_in(text: str, what: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -100,10 +102,11 @@ def trainer_without(exclude: str) -> Trainer:
 
     def train(split: Split, folder: Path, seed: int) -> Path:
         rows = split.train.rows
-        if isinstance(rows, pd.DataFrame):
-            out = names_in(exclude, "exclude", list(map(str, rows.columns)))
-            split = replace(split, train=replace(split.train, rows=rows.drop(columns=list(out))))
-        return baselines.train_baseline(split, folder, seed)
+        if not isinstance(rows, pd.DataFrame):
+            raise TypeError(_ARRAYS)
+        out = names_in(exclude, "exclude", list(map(str, rows.columns)))
+        left = replace(split, train=replace(split.train, rows=rows.drop(columns=list(out))))
+        return baselines.train_baseline(left, folder, seed)
 
     return train
 
@@ -116,7 +119,7 @@ def table_of(work: Session, exclude: str, keep: str) -> tuple[Table, Audit]:
     """
     train, learner = work.split.train, learners.learner_of(work.model)
     if not isinstance(train.rows, pd.DataFrame):
-        raise TypeError("select_features chooses columns of a table, the data are arrays; prune a network's inputs with `prune`.")
+        raise TypeError(_ARRAYS)
     names = [str(name) for name in learner.columns]
     out, always = names_in(exclude, "exclude", [*names, *map(str, train.rows.columns)]), names_in(keep, "keep", names)
     rows = train.rows[names].reset_index(drop=True)
@@ -181,8 +184,9 @@ def advise(work: Session, search: Search, trial: Trial, rows: Sequence[Row]) -> 
             "No smaller set of columns meets the policy: keep all columns. What is chosen differs from the model in its runtime alone."
         )
     index = search.stability_of(trial.method, trial.size)
-    word = "poor: other rows would lead to other columns" if index < POOR_STABILITY else "the same columns come back when the rows change"
-    told.append(f"Stability of {trial.method} at {trial.size} columns: {index:.2f} ({word}).")
+    word = "poor: other rows would lead to other columns" if index < POOR_STABILITY else "much the same columns come back on other rows"
+    if math.isfinite(index):
+        told.append(f"Stability of {trial.method} at {trial.size} columns: {index:.2f} ({word}).")
     if not trial.within(search.plan.bounds):
         told.append("No size tried keeps its whole interval within the policy; the loss shown is the least found.")
     if search.found.skipped:

@@ -19,6 +19,7 @@ al. 2018, "Hyperband"; Probst, Boulesteix & Bischl 2019, "Tunability" (the range
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ OWN, RUNTIME = "own_parameters", "runtime_only"
 MOST_TRIALS = 100_000
 
 
-def check(budget: Budget, folds: int, finalists: int, storage: str) -> None:
+def check(budget: Budget, folds: int, finalists: int, storage: str, study: str) -> None:
     """Refuse what cannot be searched before a run is opened, and a password before it is logged.
 
     Raises:
@@ -60,6 +61,8 @@ def check(budget: Budget, folds: int, finalists: int, storage: str) -> None:
         raise ValueError(f"trials must be at most {MOST_TRIALS}, got {budget.trials}; each is a child run, and no search needs as many.")
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}; 5 is usual, 3 is faster.")
+    if study and not re.fullmatch(r"[\w.-]+", study):
+        raise ValueError(f"study must be a name of letters, digits, dots, hyphens and underscores, got '{study}'.")
     if finalists < 1:
         raise ValueError(f"finalists must be at least 1, got {finalists}; 3 is usual.")
 
@@ -107,8 +110,9 @@ def plan_of(work: Session, scoring: Scoring, given: Mapping[str, Any]) -> Plan:
     told = [learner.template.__repr__(N_CHAR_MAX=100_000), *kinds, work.split.digest, work.headline]
     told += [f"{name}={given[name]}" for name in ("goal", "pruner", "seed", "metric", "space", "warm_start")]
     told += [str(scoring.folds.count), *(f"{name} {ranges[name]}" for name in sorted(ranges))]
+    search = text_digest(str(told))
     return Plan(
-        name=str(given["study"]) or f"tune-{learner.kind}-{text_digest(str(told))[:12]}",
+        name=str(given["study"]) or f"tune-{learner.kind}-{search[:12]}",
         storage=studies.storage_of(str(given["storage"]), default_journal()),
         directions=scoring.directions,
         pruner=given["pruner"],
@@ -116,6 +120,7 @@ def plan_of(work: Session, scoring: Scoring, given: Mapping[str, Any]) -> Plan:
         steps=scoring.folds.count,
         workers=int(given["workers"]),
         subject=text_digest(str([kinds, sorted(learner.columns), work.split.dataset.target, work.headline, scoring.directions])),
+        search=search,
     )
 
 
@@ -126,6 +131,10 @@ def run_trials(runs: TrialRuns, scoring: Scoring, budget: Budget, workers: Pool,
         ValueError: no trial completed.
     """
     plan, space = runs.plan, scoring.space
+    if not workers.is_here and (plan.is_file or scoring.timer):
+        raise ValueError(
+            "workers on other machines need a storage that all of them reach (storage=postgresql+psycopg2://...) and goal=quality."
+        )
     study = studies.open_study(plan, plan.seed)
     closed = studies.close_stale(plan, study)
     if closed:
@@ -251,7 +260,7 @@ def tune(
         Bergstra et al. 2011; Akiba et al. 2019; Li et al. 2018; Probst et al. 2019.
     """
     executors.check(executor, workers)
-    check(Budget(trials, time_budget_s), folds, finalists, storage)
+    check(Budget(trials, time_budget_s), folds, finalists, storage, study)
     with session.start("tune", locals(), aim="quality" if goal == "quality" else "latency", train=train_default) as work:
         learner, timed = learners.learner_of(work.model), goal == "quality_and_latency"
         runtime = work.dropin(RUNTIME, exporting.to_onnx(work.model, work.example, work.task))

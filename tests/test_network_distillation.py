@@ -197,3 +197,17 @@ def test_teach_refuses_when_the_students_classes_differ(tmp_path: Path, tracking
     other = training_cases.perceptron(tmp_path, classes=3)
     with pytest.raises(ValueError, match="a student must take the teacher's arrays and answer its 2 numbers"):
         _run({"model": str(case.model), "data": str(case.data)}, Teaching(student=str(other.model)))
+
+
+@pytest.mark.slow
+def test_teach_takes_a_bag_of_embeddings_when_the_teacher_reads_tokens(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    case = training_cases.tokens(tmp_path)
+    _run({"model": str(case.model), "data": str(case.data)}, Teaching(student="bag", epochs=1))
+    client = MlflowClient(tracking_uri)
+    runs = client.search_runs([str(one.experiment_id) for one in client.search_experiments()])
+    variants = {run.data.tags.get("mlflow_opt.variant"): run.data.tags.get("mlflow_opt.standing", "") for run in runs}
+    assert {"student", "student_features", "student_hard"} <= set(variants)
+    assert not any("no drop-in" in standing for standing in variants.values())

@@ -32,7 +32,8 @@ def learner(case: Case) -> tuple[NetworkLearner, data.Split]:
     return learner_for(models.load(str(case.model)), split), split
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The others are exported in the tests of other modules too.
+@pytest.mark.parametrize("kind", [kind if kind in ("cnn", "lstm") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_learner_trains_and_exports_when_network_is_of_any_kind(kind: str, tmp_path: Path) -> None:
     trained, split = learner(KINDS[kind](tmp_path))
     train, valid = trained.arrays(split.train), trained.arrays(split.calibration)

@@ -66,7 +66,9 @@ def trained(one: Scene, scheme: Scheme) -> tuple[nn.Module, Any]:
     return fitted.module.eval(), quantised(proto, scheme, feeds, grids=grids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("depthwise", "encoder") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_integers_answer_as_the_rounded_network_when_it_was_trained(kind: str, tmp_path: Path) -> None:
     one = scene(KINDS[kind](tmp_path))
     module, proto = trained(one, SCHEMES["8 bits"])
@@ -78,7 +80,9 @@ def test_integers_answer_as_the_rounded_network_when_it_was_trained(kind: str, t
     assert np.abs(got - wanted).mean() / spread < 0.06
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("per tensor", "4 bits") else pytest.param(name, marks=pytest.mark.slow) for name in SCHEMES]
+)
 def test_integers_keep_to_their_grid_when_any_scheme_is_trained(name: str, tmp_path: Path) -> None:
     scheme = SCHEMES[name]
     _, proto = trained(scene(training_cases.digits(tmp_path)), scheme)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlflow
@@ -12,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow_opt import data, exporting, models
 from mlflow_opt.outcome import Row
 from mlflow_opt.quantisation import Scheme, heavy_operators, prepared, quantised, schemes_for
-from mlflow_opt.quantisation_loss import fewest_in_float, sensitivities
+from mlflow_opt.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
+from mlflow_opt.regression_shift import shift_of
 from recipes.quantize import advise, quantize
 from tests import stripes
 
@@ -171,3 +173,66 @@ def test_quantize_registers_nothing_when_the_policy_is_impossible(cnn: tuple[Pat
     assert not client.search_registered_models()
     runs = client.search_runs([str(experiment.experiment_id) for experiment in client.search_experiments()])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_bias_corrected_brings_the_mean_answer_back_when_weights_have_few_bits(graph: tuple) -> None:  # type: ignore[type-arg]
+    proto, feeds, rows = graph
+    integers = quantised(proto, Scheme("w3", weight_bits=3), feeds)
+    made = bias_corrected(proto, integers, feeds)
+    wanted = answers(proto, rows).mean(axis=0)
+    before, after = (np.abs(answers(one, rows).mean(axis=0) - wanted).max() for one in (integers, made))
+    assert before > 0.2, "the case must have a bias, or nothing is tested"
+    assert after < before / 4
+
+
+def test_quantised_keeps_to_fewer_bits_when_they_are_asked_for(graph: tuple) -> None:  # type: ignore[type-arg]
+    proto, feeds, _ = graph
+    made = quantised(proto, Scheme("w4", weight_bits=4), feeds)
+    integers = [onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    weights = [array for array in integers if array.ndim > 1]
+    assert weights
+    assert all(np.abs(array.astype(int)).max() == 7 for array in weights)
+
+
+def test_least_in_float_takes_back_what_need_not_stay_when_only_some_are_harmful() -> None:
+    def drop(names: Sequence[str]) -> float:
+        return 0.0 if {"a", "c"} <= set(names) else 1.0
+
+    assert least_in_float(["a", "b", "c", "d"], drop, 0.01, trials=10) == ["a", "c"]
+    assert least_in_float(["a", "b", "c", "d"], drop, 0.01, trials=1) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "safe"),
+    [
+        (lambda before: before + 0.001, True),
+        (lambda before: before + 0.2, False),
+        (lambda before: before * 1.2, False),
+        (lambda before: before + 0.5 * np.sin(before * 900), False),
+    ],
+    ids=["hardly", "all up", "apart at the ends", "noisy"],
+)
+def test_shift_of_judges_a_regression_when_predictions_moved(moved: Callable[[np.ndarray], np.ndarray], safe: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=4000) * 2
+    before = labels + rng.normal(size=4000)
+    found = shift_of(labels, before, moved(before))
+    assert found.is_safe == safe
+    assert ("is safe" in found.told("int8")) == safe
+
+
+@pytest.mark.slow
+def test_quantize_looks_for_a_shift_when_it_is_a_regression(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import training_cases
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    case = training_cases.perceptron(tmp_path, rows=600, classes=1)
+    quantize(model=str(case.model), data=str(case.data), budget_s=3.0)
+    client = MlflowClient(tracking_uri)
+    runs = client.search_runs([str(experiment.experiment_id) for experiment in client.search_experiments()])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert "error_distribution.png" in {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert "for this regression: mean shift" in parent.data.tags["mlflow.note.content"]
+    shifts = {run.data.tags.get("mlflow_opt.variant"): run.data.metrics.get("error_shift") for run in runs}
+    assert shifts["fp32"] == pytest.approx(0, abs=1e-4)
+    assert any(name and name.endswith("_corrected") for name in shifts)

@@ -212,6 +212,12 @@ def test_study_is_refused_when_another_process_drives_it(tmp_path: Path) -> None
         pass
 
 
+def test_study_is_refused_when_it_was_another_search(tmp_path: Path) -> None:
+    list(search(plan(tmp_path, search="five folds"), Parabola(tmp_path / "diary"), Budget(1)))
+    with pytest.raises(ValueError, match="was another search"):
+        list(search(plan(tmp_path, search="three folds"), Parabola(tmp_path / "diary"), Budget(2)))
+
+
 def test_warm_proposes_own_and_earlier_parameters_first_when_there_are_any(tmp_path: Path) -> None:
     list(search(plan(tmp_path, name="last month"), Parabola(tmp_path / "diary"), Budget(20)))
     list(search(plan(tmp_path, name="other", subject="something else"), Parabola(tmp_path / "diary"), Budget(3)))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -84,9 +85,14 @@ def test_advise_says_whether_the_lift_is_sure_when_it_has_an_interval(ends: tupl
 
 def test_check_refuses_a_password_when_it_would_be_logged(tracking_uri: str) -> None:
     with pytest.raises(ValueError, match="must hold no password"):
-        check(Budget(10), 5, 3, "postgresql://me:secret@host/db")
+        check(Budget(10), 5, 3, "postgresql://me:secret@host/db", "")
     assert execute(tune, ["--storage=postgresql://me:secret@host/db"]) == 3
     assert runs_of(tracking_uri)[0] == []
+
+
+def test_check_refuses_a_study_that_is_no_name_when_given(tracking_uri: str) -> None:
+    with pytest.raises(ValueError, match="must be a name of letters"):
+        check(Budget(10), 5, 3, "", "it's mine")
 
 
 def _bad(kind: str, folder: Path) -> tuple[list[str], str]:
@@ -222,14 +228,9 @@ def test_tune_searches_quality_and_latency_when_two_workers_train(churn: Tiny, t
     assert len(trials) == 4
     assert all(run.data.metrics["relative_latency"] > 0 for run in trials if run.data.params["state"] == "complete")
     assert "search_pareto.png" in {one.path for one in MlflowClient(tracking_uri).list_artifacts(parent.info.run_id)}
-    study = studies.open_study(_plan_of(trials[0], default_journal()), 0)
+    study = optuna.load_study(study_name=trials[0].data.params["study"], storage=studies.storage_at(str(default_journal())))
     assert [one.name for one in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert {one.number for one in searching.finished(study)} == {int(run.data.params["trial"]) for run in trials}
-
-
-def _plan_of(trial: Run, journal: Path) -> studies.Plan:
-    subject = "as it is"
-    return plan(journal.parent, name=trial.data.params["study"], storage=str(journal), directions=("maximize", "minimize"), subject=subject)
 
 
 def _impossible(folder: Path) -> str:
