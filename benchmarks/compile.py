@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.results_file import interval, save
-from mlflow_opt import data, dropin, exporting, measure, models
+from mlflow_opt import data, measure, models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.measurement.stopwatch import PYFUNC_LOADER, Entry, time_models
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.stopwatch import PYFUNC_LOADER, Entry, time_models
 
 POLICY = parse_policy("validation_criteria: [{metric: speedup, min: 1.9}, {metric: label_flips, max: 0}]")
 CONDITIONS = measure.Conditions(threads=1, budget_s=60.0)

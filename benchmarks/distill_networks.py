@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from benchmarks.results_file import interval, save
-from mlflow_opt import data, models, scoring
-from mlflow_opt.exporting_torch import export_module
-from mlflow_opt.losses import Arrays, augmented, plain_loss, scores_of, shift_pictures
-from mlflow_opt.network_distillation import lesson_of, multiplied, narrower, soft_loss
-from mlflow_opt.network_learners import fresh
-from mlflow_opt.networks import ResNet
+from mlflow_opt import data, models
+from mlflow_opt.export.from_torch import export_module
+from mlflow_opt.measurement import scoring
+from mlflow_opt.measurement.stopwatch import time_models
+from mlflow_opt.networks.losses import Arrays, augmented, plain_loss, scores_of, shift_pictures
+from mlflow_opt.networks.network_distillation import lesson_of, multiplied, narrower, soft_loss
+from mlflow_opt.networks.network_learners import fresh
+from mlflow_opt.networks.networks import ResNet
+from mlflow_opt.networks.training import TrainSettings, fit
 from mlflow_opt.records import Quantity
-from mlflow_opt.stopwatch import time_models
-from mlflow_opt.training import TrainSettings, fit
 
 SHARE, TEMPERATURE, MIX, COPIES, EPOCHS, SEEDS = 0.25, 4.0, 0.1, 2, 10, (0, 1, 2, 3, 4, 5)
 TEACHER = TrainSettings(epochs=12, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")

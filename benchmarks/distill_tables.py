@@ -16,11 +16,11 @@ from pathlib import Path
 from benchmarks.ensemble_scene import TABLES, Scene, scene
 from benchmarks.results_file import interval, save
 from mlflow_opt import measure
-from mlflow_opt.distilling_tables import HARD, Classroom, whole_teacher
+from mlflow_opt.measurement.pairing import compare_quality
 from mlflow_opt.models import Model
-from mlflow_opt.pairing import compare_quality
 from mlflow_opt.records import Quantity
-from mlflow_opt.table_distillation import KINDS, Student
+from mlflow_opt.tables.table_distillation import KINDS, Student
+from mlflow_opt.workbench.distilling_tables import HARD, Classroom, whole_teacher
 
 AUGMENT, MIX = 4, 0.5
 

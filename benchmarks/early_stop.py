@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from benchmarks.real_data import real_data, sea_temperature
 from benchmarks.results_file import interval, save
 from mlflow_opt import data, metrics
-from mlflow_opt.batches import as_table
-from mlflow_opt.learners import Learner
-from mlflow_opt.losses import Arrays, scores_of
-from mlflow_opt.networks import ResNet
-from mlflow_opt.pairing import compare_quality
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.measurement.scoring import score
+from mlflow_opt.networks.losses import Arrays, scores_of
+from mlflow_opt.networks.networks import ResNet
+from mlflow_opt.networks.training import Schedule, TrainSettings, fit
 from mlflow_opt.records import Quantity
-from mlflow_opt.scoring import score
-from mlflow_opt.training import Schedule, TrainSettings, fit
+from mlflow_opt.rows.batches import as_table
+from mlflow_opt.tables.learners import Learner
 from recipes.early_stop import rounds_of, wanted_schedules
 
 CNN_EPOCHS, CNN_PATIENCE = 24, 5

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.real_data import real_data
-from mlflow_opt import data, held_out, models, voting
+from mlflow_opt import data, models
+from mlflow_opt.ensembles import voting
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.measurement.scoring import Scored, score
 from mlflow_opt.models import Model
-from mlflow_opt.pairing import compare_quality
 from mlflow_opt.records import Quantity
-from mlflow_opt.scoring import Scored, score
-from mlflow_opt.workshop import Workshop
+from mlflow_opt.runs.workshop import Workshop
+from mlflow_opt.tables import held_out
 
 # Half hours.
 _WEEK, _AHEAD = 336, 24

@@ -22,7 +22,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from benchmarks import results_file
-from mlflow_opt import signing
+from mlflow_opt.verdicts import signing
 from tests.evidence_factory import WRONG, Evidence, candidate, good, logged_model, model_id_of, register
 from tests.servers import LiveServer, serve
 

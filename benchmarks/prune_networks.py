@@ -26,12 +26,13 @@ import pandas as pd
 
 from benchmarks.real_data import real_data
 from benchmarks.results_file import interval, save
-from mlflow_opt import baselines, data, dropin, exporting, measure, models
-from mlflow_opt.exporting_torch import export_retrained
-from mlflow_opt.fingerprint import cpu_features
+from mlflow_opt import baselines, data, measure, models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.export.from_torch import export_retrained
+from mlflow_opt.measurement.fingerprint import cpu_features
 from mlflow_opt.models import Model
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.quantisation import prepared, quantised, schemes_for
+from mlflow_opt.precision.quantisation import prepared, quantised, schemes_for
 
 POLICY = parse_policy("validation_criteria: [{metric: accuracy, max_drop: 0.01}, {metric: speedup, min: 2.5}]")
 CONDITIONS = measure.Conditions(threads=1, batch_size=32, budget_s=40.0)
@@ -50,7 +51,7 @@ class Bench:
             model: the trained network.
             epochs: of fine-tuning.
         """
-        from mlflow_opt.network_learners import learner_for
+        from mlflow_opt.networks.network_learners import learner_for
 
         self.split, self.folder, self.model, self.epochs = split, folder, model, epochs
         self.learner = learner_for(model, split)
@@ -59,8 +60,8 @@ class Bench:
 
     def fit(self, module: Any, epochs: int) -> Any:
         """Fine-tune a network as the recipe does."""
-        from mlflow_opt.losses import augmented, plain_loss, shift_pictures
-        from mlflow_opt.network_learners import usual_settings
+        from mlflow_opt.networks.losses import augmented, plain_loss, shift_pictures
+        from mlflow_opt.networks.network_learners import usual_settings
 
         is_picture = next(iter(self.train.inputs.values())).dtype == np.uint8
         loss = augmented(plain_loss(), shift_pictures) if is_picture else plain_loss()
@@ -69,10 +70,10 @@ class Bench:
 
     def prune(self, share: float, steps: int = 2) -> tuple[Any, float]:
         """Prune to a share of the multiplications, as the recipe does; gives the network and how many times fewer they are."""
-        from mlflow_opt.channel_graph import couplings_of
-        from mlflow_opt.channel_importance import importances, sensitivities
-        from mlflow_opt.channel_pruning import without
-        from mlflow_opt.channel_widths import choose_widths, step_of, units_to_remove
+        from mlflow_opt.pruning.channel_graph import couplings_of
+        from mlflow_opt.pruning.channel_importance import importances, sensitivities
+        from mlflow_opt.pruning.channel_pruning import without
+        from mlflow_opt.pruning.channel_widths import choose_widths, step_of, units_to_remove
 
         few = {name: one[:3] for name, one in self.validation.inputs.items()}
         rows = replace(self.train, inputs={name: one[:512] for name, one in self.train.inputs.items()}, targets=self.train.targets[:512])
@@ -111,7 +112,7 @@ class Bench:
 
 def resnet(folder: Path, epochs: int) -> dict[str, Any]:
     """Prune the default small ResNet on Fashion-MNIST, with and without quantising it afterwards, and set 70% of it to zero."""
-    from mlflow_opt import weight_sparsity as sparse
+    from mlflow_opt.pruning import weight_sparsity as sparse
 
     split = data.split(data.read("fashion_mnist"))
     bench = Bench(split, folder, models.load(str(baselines.train_baseline(split, folder / "resnet", 0))), epochs)
@@ -142,9 +143,9 @@ def resnet(folder: Path, epochs: int) -> dict[str, Any]:
 
 def encoder(folder: Path, epochs: int) -> dict[str, Any]:
     """Prune a small transformer on real reviews."""
-    from mlflow_opt.losses import Arrays
-    from mlflow_opt.searched_networks import SearchedEncoder
-    from mlflow_opt.training import TrainSettings, fit
+    from mlflow_opt.architectures.searched_networks import SearchedEncoder
+    from mlflow_opt.networks.losses import Arrays
+    from mlflow_opt.networks.training import TrainSettings, fit
 
     table = pd.read_parquet(real_data("reviews.parquet"))
     tokens = np.stack([_tokens(text) for text in table["text"].fillna("")])

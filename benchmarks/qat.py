@@ -18,18 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.results_file import interval, save
-from mlflow_opt import data, scoring
-from mlflow_opt.exporting_torch import export_module
-from mlflow_opt.fake_quantisation import folded, grids_of, rounded, taken_apart
-from mlflow_opt.fingerprint import cpu_features
-from mlflow_opt.losses import Arrays, scores_of
-from mlflow_opt.network_distillation import lesson_of, soft_loss
-from mlflow_opt.networks import ResNet
-from mlflow_opt.pairing import compare_quality
-from mlflow_opt.quantisation import Scheme, batches_of, outputs_of, prepared, quantised, schemes_for
-from mlflow_opt.quantisation_loss import bias_corrected
+from mlflow_opt import data
+from mlflow_opt.export.from_torch import export_module
+from mlflow_opt.measurement import scoring
+from mlflow_opt.measurement.fingerprint import cpu_features
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.networks.losses import Arrays, scores_of
+from mlflow_opt.networks.network_distillation import lesson_of, soft_loss
+from mlflow_opt.networks.networks import ResNet
+from mlflow_opt.networks.training import TrainSettings, fit
+from mlflow_opt.precision.fake_quantisation import folded, grids_of, rounded, taken_apart
+from mlflow_opt.precision.quantisation import Scheme, batches_of, outputs_of, prepared, quantised, schemes_for
+from mlflow_opt.precision.quantisation_loss import bias_corrected
 from mlflow_opt.records import Quantity
-from mlflow_opt.training import TrainSettings, fit
 
 EPOCHS, MORE = 8, 3
 # As in the recipe.

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.results_file import interval, save
-from mlflow_opt import baselines, data, dropin, exporting, measure, models
-from mlflow_opt.fingerprint import cpu_features
+from mlflow_opt import baselines, data, measure, models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.measurement.fingerprint import cpu_features
 from mlflow_opt.models import Model
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.quantisation import prepared, quantised, schemes_for
+from mlflow_opt.precision.quantisation import prepared, quantised, schemes_for
 
 POLICY = parse_policy("validation_criteria: [{metric: accuracy, max_drop: 0.005}, {metric: speedup, min: 1.7}]")
 CONDITIONS = measure.Conditions(threads=1, budget_s=45.0)

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 
 from benchmarks.results_file import interval, save
-from mlflow_opt import data, scoring
-from mlflow_opt.losses import Arrays, evaluate, scores_of
-from mlflow_opt.networks import ResNet
-from mlflow_opt.pairing import compare_quality
+from mlflow_opt import data
+from mlflow_opt.measurement import scoring
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.measurement.reliability import calibration_error
+from mlflow_opt.measurement.scoring import Scored
+from mlflow_opt.networks.losses import Arrays, evaluate, scores_of
+from mlflow_opt.networks.networks import ResNet
+from mlflow_opt.networks.regularisers import mixup_loss, taken_off, with_dropout, zero_share
+from mlflow_opt.networks.training import Fitted, TrainSettings, fit
 from mlflow_opt.records import Quantity
-from mlflow_opt.regularisers import mixup_loss, taken_off, with_dropout, zero_share
-from mlflow_opt.reliability import calibration_error
-from mlflow_opt.scoring import Scored
-from mlflow_opt.training import Fitted, TrainSettings, fit
 from recipes.regularize import CONTROL, Techniques, techniques_for
 
 ROWS, EPOCHS, SEEDS = 2000, 16, (0, 1, 2)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlflow_opt.fingerprint import fingerprint
+from mlflow_opt.measurement.fingerprint import fingerprint
 
 FOLDER = Path(__file__).resolve().parent / "results"
 

@@ -26,19 +26,20 @@ import pandas as pd
 
 from benchmarks.real_data import real_data
 from benchmarks.results_file import interval, save
-from mlflow_opt import data, learner_files, session
-from mlflow_opt.attributions import encoded, importance, sources
-from mlflow_opt.choosing import misses
-from mlflow_opt.feature_ranking import METHODS
-from mlflow_opt.feature_runs import Plan, Search
-from mlflow_opt.feature_trials import bounds_of
-from mlflow_opt.learners import Fitted, Learner
+from mlflow_opt import data, session
+from mlflow_opt.features.attributions import encoded, importance, sources
+from mlflow_opt.features.feature_ranking import METHODS
+from mlflow_opt.features.feature_trials import bounds_of
+from mlflow_opt.measurement.pairing import compare_quality
+from mlflow_opt.measurement.scoring import Scored, score
 from mlflow_opt.metrics import QUALITY
-from mlflow_opt.pairing import compare_quality
 from mlflow_opt.policy import default_policy
 from mlflow_opt.records import Quantity
-from mlflow_opt.scoring import Scored, score
-from mlflow_opt.table_models import default_pipeline
+from mlflow_opt.runs.choosing import misses
+from mlflow_opt.tables import learner_files
+from mlflow_opt.tables.learners import Fitted, Learner
+from mlflow_opt.tables.table_models import default_pipeline
+from mlflow_opt.workbench.feature_runs import Plan, Search
 from recipes.select_features import add_variants, chosen_trials, sizes_of, table_of
 
 PEER = "PEER_SELECT"

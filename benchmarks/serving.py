@@ -23,7 +23,8 @@ import pandas as pd
 
 from benchmarks.results_file import save
 from benchmarks.serving_peers import hardships, mlserver_folder
-from mlflow_opt import dropin, exporting, models
+from mlflow_opt import models
+from mlflow_opt.export import dropin, exporting
 from mlflow_opt.records import Task
 from mlflow_opt.serving.contender import cpu_seconds, free_port, mlflow_command, our_command, running
 from mlflow_opt.serving.load import Load, closed_loop, request_bytes

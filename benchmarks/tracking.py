@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from benchmarks.results_file import save
-from mlflow_opt import tracking
+from mlflow_opt.runs import tracking
 
 CHILDREN, MODELS = 500, 20
 METRICS = {f"metric_{i}": i / 7 for i in range(30)}

@@ -29,15 +29,16 @@ import pandas as pd
 from benchmarks.real_data import real_data, sea_temperature
 from benchmarks.results_file import interval, save
 from benchmarks.tune_peers import trial_cost
-from mlflow_opt import baselines, data, executors, metrics, searching, studies
-from mlflow_opt.cross_validation import Folds, fold_of
-from mlflow_opt.learners import Learner
+from mlflow_opt import baselines, data, metrics
+from mlflow_opt.measurement.scoring import Scored, score
 from mlflow_opt.records import Quantity, Task
-from mlflow_opt.scoring import Scored, score
-from mlflow_opt.searching import Budget
-from mlflow_opt.studies import Plan
-from mlflow_opt.table_search import Scoring, refit
-from mlflow_opt.table_space import Space, families_of
+from mlflow_opt.search import executors, searching, studies
+from mlflow_opt.search.searching import Budget
+from mlflow_opt.search.studies import Plan
+from mlflow_opt.tables.cross_validation import Folds, fold_of
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.table_search import Scoring, refit
+from mlflow_opt.tables.table_space import Space, families_of
 from recipes.tune import lift
 
 TRIALS, FOLDS, FINALISTS = 50, 5, 3

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlflow_opt.batches import Batch, take
 from mlflow_opt.data import Part, Split
 from mlflow_opt.records import Task
-from mlflow_opt.table_models import default_pipeline
+from mlflow_opt.rows.batches import Batch, take
+from mlflow_opt.tables.table_models import default_pipeline
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mlflow_opt.training import Arrays, Loss, TrainSettings
+    from mlflow_opt.networks.training import Arrays, Loss, TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def train_network(split: Split, seed: int) -> nn.Module:
     """
     import torch
 
-    from mlflow_opt.networks import Rescaled, ResNet
-    from mlflow_opt.training import fit
+    from mlflow_opt.networks.networks import Rescaled, ResNet
+    from mlflow_opt.networks.training import fit
 
     _check_complete(split.dataset.rows)
     # The caller's random numbers are left as they were.
@@ -122,7 +122,7 @@ def _check_complete(rows: Batch) -> None:
 def _network(array: np.ndarray, outputs: int) -> nn.Module:
     import torch
 
-    from mlflow_opt.networks import Perceptron, Recurrent, ResNet
+    from mlflow_opt.networks.networks import Perceptron, Recurrent, ResNet
 
     shape = array.shape[1:]
     if array.dtype == np.uint8 and len(shape) == 2:
@@ -150,7 +150,7 @@ def _oriented(network: nn.Module, order: torch.memory_format) -> nn.Module:
 
 
 def _arrays(split: Split, part: Part) -> Arrays:
-    from mlflow_opt.training import Arrays
+    from mlflow_opt.networks.training import Arrays
 
     rows = {"": _only_array(part.rows)}
     if split.task.classes:
@@ -164,7 +164,7 @@ def _scale(labels: np.ndarray) -> tuple[float, float]:
 
 
 def _settings(is_picture: bool, rows: int, seed: int) -> TrainSettings:
-    from mlflow_opt.training import TrainSettings
+    from mlflow_opt.networks.training import TrainSettings
 
     # At least thirty steps an epoch, or the statistics of batch normalisation have not settled when training ends.
     batch = max(16, min(128, rows // 30))
@@ -185,7 +185,7 @@ def _settings(is_picture: bool, rows: int, seed: int) -> TrainSettings:
 
 
 def _loss(is_picture: bool) -> Loss:
-    from mlflow_opt.losses import augmented, plain_loss, shift_pictures
+    from mlflow_opt.networks.losses import augmented, plain_loss, shift_pictures
 
     return augmented(plain_loss(0.1), shift_pictures) if is_picture else plain_loss()
 
@@ -232,15 +232,15 @@ def save_network(network: nn.Module, array: np.ndarray, folder: Path) -> Path:
         outputs=Schema([TensorSpec(answer.dtype, (-1, *answer.shape[1:]))]),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        # A folder without __init__ lends its file to an installed mlflow_opt's place only where that is missing.
-        package = Path(scratch) / "mlflow_opt"
-        package.mkdir()
-        source = inspect.getfile(type(network))
-        shutil.copy(source, package / Path(source).name)
+        # Folders without __init__ lend their file to an installed mlflow_opt's place only where that is missing.
+        kind = type(network)
+        home = Path(scratch).joinpath(*kind.__module__.split(".")).with_suffix(".py")
+        home.parent.mkdir(parents=True)
+        shutil.copy(inspect.getfile(kind), home)
         mlflow.pytorch.save_model(
             network,
             str(folder),
-            code_paths=[str(package)],
+            code_paths=[str(Path(scratch) / kind.__module__.split(".")[0])],
             signature=signature,
             # pt2 would need no pickle, but cannot be trained further, which pruning, distilling and QAT do.
             serialization_format="pickle",

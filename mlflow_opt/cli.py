@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from mlflow_opt.entries import Entry, entries
-from mlflow_opt.manual import manual
-from mlflow_opt.parameter import nearest
+from mlflow_opt.declaration.entries import Entry, entries
+from mlflow_opt.declaration.manual import manual
+from mlflow_opt.declaration.parameter import nearest
 from mlflow_opt.signature import COULD_NOT_RUN, execute, guard, parse
 
 _USAGE = """usage: mlflow-opt NAME --parameter value ...

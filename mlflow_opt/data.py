@@ -15,11 +15,11 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from mlflow_opt import batches, splits
-from mlflow_opt.batches import Batch, n_rows, take
-from mlflow_opt.labels import infer_task, labels_of
-from mlflow_opt.reading import SPLIT, read_content
 from mlflow_opt.records import Task
+from mlflow_opt.rows import batches, splits
+from mlflow_opt.rows.batches import Batch, n_rows, take
+from mlflow_opt.rows.labels import infer_task, labels_of
+from mlflow_opt.rows.reading import SPLIT, read_content
 
 __all__ = ["BUNDLED", "Batch", "Dataset", "Part", "Split", "infer_task", "n_rows", "read", "split", "take"]
 

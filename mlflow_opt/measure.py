@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from mlflow_opt import metrics
 from mlflow_opt.data import Batch, Part, n_rows, take
-from mlflow_opt.fingerprint import fingerprint
+from mlflow_opt.measurement.fingerprint import fingerprint
+from mlflow_opt.measurement.own_metrics import OwnMetric, read_own
+from mlflow_opt.measurement.pairing import compare_quality, parity
+from mlflow_opt.measurement.scoring import BadScores, Scored, score
+from mlflow_opt.measurement.sequential import Conditions, PairTimings, cost_of, ratios_of, time_pair
+from mlflow_opt.measurement.stopwatch import PYFUNC_LOADER, Entry, Timings, memory_mb, time_models
 from mlflow_opt.models import Model
-from mlflow_opt.own_metrics import OwnMetric, read_own
-from mlflow_opt.pairing import compare_quality, parity
 from mlflow_opt.records import Measurement, Policy, Quantity, Task
-from mlflow_opt.scoring import BadScores, Scored, score
-from mlflow_opt.sequential import Conditions, PairTimings, cost_of, ratios_of, time_pair
-from mlflow_opt.stopwatch import PYFUNC_LOADER, Entry, Timings, memory_mb, time_models
 
 __all__ = [
     "BadScores",

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_opt import model_files
-from mlflow_opt.model_files import Described, Source
+from mlflow_opt.flavours import model_files
+from mlflow_opt.flavours.model_files import Described, Source
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Model:
     @property
     def parameters(self) -> int:
         """Count its learnt numbers: weights of a network, coefficients of a linear model, split thresholds and leaf values of trees."""
-        from mlflow_opt.parameter_count import count_parameters
+        from mlflow_opt.flavours.parameter_count import count_parameters
 
         return count_parameters(self)
 
@@ -132,8 +132,8 @@ class Model:
 
     @cached_property
     def runtime(self) -> Any:
-        """The loaded model with what its flavour knows about it (`mlflow_opt.flavours`); loaded when first asked for."""
-        from mlflow_opt.flavours import open_runtime
+        """The loaded model with what its flavour knows about it (`mlflow_opt.flavours.flavours`); loaded when first asked for."""
+        from mlflow_opt.flavours.flavours import open_runtime
 
         return open_runtime(self)
 

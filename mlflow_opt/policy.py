@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from mlflow_opt import metrics
-from mlflow_opt import policy_values as values
-from mlflow_opt.policy_values import Loader, at
 from mlflow_opt.records import Criterion, Policy
+from mlflow_opt.verdicts import policy_values as values
+from mlflow_opt.verdicts.policy_values import Loader, at
 
 _ALWAYS = ("guards", "validation_criteria", "confidence", "expires_days", "promote", "mode", "hardware", "verify_files")
 # The last four are written only where they say something.

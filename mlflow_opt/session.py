@@ -17,30 +17,20 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_opt import (
-    aftermath,
-    candidates,
-    choosing,
-    data,
-    dropin,
-    exporting,
-    learner_files,
-    measure,
-    models,
-    outcome,
-    proof,
-    tracking,
-    trainable,
-)
-from mlflow_opt.candidates import Candidate
-from mlflow_opt.choosing import Aim
-from mlflow_opt.model_files import TRAINABLE
+from mlflow_opt import data, measure, models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.flavours.model_files import TRAINABLE
 from mlflow_opt.models import Model
-from mlflow_opt.outcome import Row
-from mlflow_opt.progress import Progress
+from mlflow_opt.networks import trainable
 from mlflow_opt.records import Policy, Variant, Verdict
-from mlflow_opt.registering import Target
-from mlflow_opt.workshop import Workshop
+from mlflow_opt.runs import aftermath, candidates, choosing, outcome, proof, tracking
+from mlflow_opt.runs.candidates import Candidate
+from mlflow_opt.runs.choosing import Aim
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.runs.progress import Progress
+from mlflow_opt.runs.registering import Target
+from mlflow_opt.runs.workshop import Workshop
+from mlflow_opt.tables import learner_files
 
 _logger = logging.getLogger(__name__)
 

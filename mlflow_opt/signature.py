@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mlflow_opt.docstring import read_docstring
-from mlflow_opt.manual import manual
-from mlflow_opt.parameter import Parameter, make_parameter, nearest, to_text
+from mlflow_opt.declaration.docstring import read_docstring
+from mlflow_opt.declaration.manual import manual
+from mlflow_opt.declaration.parameter import Parameter, make_parameter, nearest, to_text
 from mlflow_opt.records import Outcome, Param, Verdict
 
 EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 2}

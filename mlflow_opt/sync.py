@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from mlflow_opt import policy_reference, quoted
-from mlflow_opt.entries import Entry, entries, helps
-from mlflow_opt.parameter import Parameter, to_text
+from mlflow_opt.declaration.entries import Entry, entries, helps
+from mlflow_opt.declaration.parameter import Parameter, to_text
+from mlflow_opt.generation import policy_reference, quoted
 from mlflow_opt.signature import guard
 
 ROOT = Path(__file__).resolve().parent.parent

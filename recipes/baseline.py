@@ -21,15 +21,18 @@ from typing import Literal
 
 import pandas as pd
 
-from mlflow_opt import first_fits, learner_files, metrics, pairing, scoring, session, table_audit, thresholds, tracking
+from mlflow_opt import metrics, session
 from mlflow_opt.data import Split
-from mlflow_opt.first_fits import First
-from mlflow_opt.learners import Fitted
+from mlflow_opt.measurement import pairing, scoring
+from mlflow_opt.measurement.scoring import Scored
 from mlflow_opt.records import Param, Quantity, Variant
-from mlflow_opt.scoring import Scored
+from mlflow_opt.runs import tracking
 from mlflow_opt.session import Session, Trainer
 from mlflow_opt.signature import run
-from mlflow_opt.table_audit import Audit, listed
+from mlflow_opt.tables import first_fits, learner_files, table_audit, thresholds
+from mlflow_opt.tables.first_fits import First
+from mlflow_opt.tables.learners import Fitted
+from mlflow_opt.tables.table_audit import Audit, listed
 
 _logger = logging.getLogger(__name__)
 

@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from mlflow_opt import choosing, comparison, metrics
-from mlflow_opt.comparison import Group, Recommendation
+from mlflow_opt import metrics
 from mlflow_opt.gate import judge
 from mlflow_opt.records import Measurement, Outcome, Policy, Quantity
+from mlflow_opt.runs import choosing, comparison
+from mlflow_opt.runs.comparison import Group, Recommendation
+from mlflow_opt.runs.stored_runs import BASELINE, Result
 from mlflow_opt.signature import run
-from mlflow_opt.stored_runs import BASELINE, Result
 
 Aim = Literal["latency", "quality"]
 COST = "latency_p50_ms"

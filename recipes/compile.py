@@ -21,12 +21,14 @@ import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from mlflow_opt import exporting, session, single_row
-from mlflow_opt.dropin import SessionOptions
-from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt import session
+from mlflow_opt.export import exporting
+from mlflow_opt.export.dropin import SessionOptions
+from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.flavours import single_row
 from mlflow_opt.models import Model
-from mlflow_opt.outcome import Row
 from mlflow_opt.records import Variant, Verdict
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
 
 Level = Literal["all", "extended", "basic", "disable"]

@@ -25,14 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_opt import distilling_networks, distilling_tables, metrics, session
-from mlflow_opt.distilling_networks import Teaching, named, trainer_for
-from mlflow_opt.distilling_tables import HARD, Classroom, check
-from mlflow_opt.ensemble_workbench import trainer
-from mlflow_opt.outcome import Row
+from mlflow_opt import metrics, session
 from mlflow_opt.records import Verdict
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
-from mlflow_opt.table_distillation import KINDS, Kind, Student
+from mlflow_opt.tables.table_distillation import KINDS, Kind, Student
+from mlflow_opt.workbench import distilling_networks, distilling_tables
+from mlflow_opt.workbench.distilling_networks import Teaching, named, trainer_for
+from mlflow_opt.workbench.distilling_tables import HARD, Classroom, check
+from mlflow_opt.workbench.ensemble_workbench import trainer
 
 
 def advise(rows: Sequence[Row], headline: str) -> list[str]:

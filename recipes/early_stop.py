@@ -22,15 +22,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from mlflow_opt import candidates, curves, learners, retraining, session
-from mlflow_opt.batches import as_table
-from mlflow_opt.outcome import Row
+from mlflow_opt import session
+from mlflow_opt.networks.schedules import Schedule
 from mlflow_opt.records import Variant, Verdict
-from mlflow_opt.schedules import Schedule
+from mlflow_opt.rows.batches import as_table
+from mlflow_opt.runs import candidates
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
+from mlflow_opt.tables import learners
+from mlflow_opt.workbench import curves, retraining
 
 if TYPE_CHECKING:
-    from mlflow_opt.training import Epoch, Fitted
+    from mlflow_opt.networks.training import Epoch, Fitted
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +181,8 @@ def _check_positive(**lengths: int) -> None:
 def _compare_schedules(
     work: session.Session, schedules: Sequence[Schedule], lengths: tuple[int, int, float], begin: tuple[Start, float], ends: float
 ) -> None:
-    from mlflow_opt.network_learners import usual_settings
-    from mlflow_opt.training import DivergedError
+    from mlflow_opt.networks.network_learners import usual_settings
+    from mlflow_opt.networks.training import DivergedError
 
     epochs, patience, least_gain = lengths
     with retraining.start(work) as course:

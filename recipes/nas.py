@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlflow_opt import executors, network_search, session
-from mlflow_opt.network_search import RIVAL
+from mlflow_opt import session
 from mlflow_opt.records import Verdict
-from mlflow_opt.searching import Budget
+from mlflow_opt.search import executors
+from mlflow_opt.search.searching import Budget
 from mlflow_opt.signature import run
+from mlflow_opt.workbench import network_search
+from mlflow_opt.workbench.network_search import RIVAL
 
 Executor = Literal["local", "dask", "ray"]
 

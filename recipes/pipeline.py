@@ -28,10 +28,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlflow_opt import measure, models, session, tracking, waterfall
-from mlflow_opt.chaining import Step, run_step
-from mlflow_opt.outcome import Row
+from mlflow_opt import measure, models, session
 from mlflow_opt.records import Variant, Verdict
+from mlflow_opt.reports import waterfall
+from mlflow_opt.runs import tracking
+from mlflow_opt.runs.chaining import Step, run_step
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
 
 logger = logging.getLogger(__name__)

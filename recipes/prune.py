@@ -31,11 +31,13 @@ from typing import Literal
 
 import pandas as pd
 
-from mlflow_opt import choosing, network_pruning, session, tree_workbench
+from mlflow_opt import session
 from mlflow_opt.models import Model
-from mlflow_opt.outcome import Row
 from mlflow_opt.records import Verdict
+from mlflow_opt.runs import choosing
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
+from mlflow_opt.workbench import network_pruning, tree_workbench
 
 Way = Literal["all", "rounds", "leaves", "depth", "refit", "structured", "unstructured"]
 Importance = Literal["taylor", "magnitude", "batchnorm"]

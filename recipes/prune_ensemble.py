@@ -19,15 +19,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_opt import ensemble_selection, session, tracking
-from mlflow_opt.ensemble_bench import Bench, figures
-from mlflow_opt.ensemble_plots import Point, save_members
-from mlflow_opt.ensemble_selection import Budget, Weights
-from mlflow_opt.ensemble_workbench import MOST_TIMED, Workbench, pool_for, trainer
-from mlflow_opt.outcome import Row
+from mlflow_opt import session
+from mlflow_opt.ensembles import ensemble_selection
+from mlflow_opt.ensembles.ensemble_bench import Bench, figures
+from mlflow_opt.ensembles.ensemble_plots import Point, save_members
+from mlflow_opt.ensembles.ensemble_selection import Budget, Weights
 from mlflow_opt.records import Param, Variant, Verdict
+from mlflow_opt.runs import tracking
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.session import Session
 from mlflow_opt.signature import run
+from mlflow_opt.workbench.ensemble_workbench import MOST_TIMED, Workbench, pool_for, trainer
 
 # Of many selections the best are drawn: scoring each takes longer than finding it.
 _DRAWN = 150

@@ -29,14 +29,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlflow_opt import candidates, choosing, exporting, regression_shift, retraining, session, tracking
-from mlflow_opt.exporting import OnnxGraph
-from mlflow_opt.fingerprint import cpu_features
-from mlflow_opt.outcome import Row
-from mlflow_opt.quantisation import Feeds, Scheme, batches_of, prepared, quantised, schemes_for
-from mlflow_opt.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
+from mlflow_opt import session
+from mlflow_opt.export import exporting
+from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.measurement.fingerprint import cpu_features
+from mlflow_opt.precision import regression_shift
+from mlflow_opt.precision.quantisation import Feeds, Scheme, batches_of, prepared, quantised, schemes_for
+from mlflow_opt.precision.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
 from mlflow_opt.records import Param, Variant, Verdict
+from mlflow_opt.runs import candidates, choosing, tracking
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
+from mlflow_opt.workbench import retraining
 
 # A loss of quality that quantising after training is not blamed for: a third of a point.
 SUFFICES = 0.003
@@ -221,11 +225,11 @@ def _train(bench: Bench, scheme: Scheme, epochs: int, lost: float) -> None:
 
 
 def _trained(bench: Bench, scheme: Scheme, epochs: int) -> Any:
-    from mlflow_opt import fake_quantisation
-    from mlflow_opt.exporting_torch import export_retrained
-    from mlflow_opt.losses import scores_of
-    from mlflow_opt.network_distillation import lesson_of, soft_loss
-    from mlflow_opt.network_learners import network_of, usual_settings
+    from mlflow_opt.export.from_torch import export_retrained
+    from mlflow_opt.networks.losses import scores_of
+    from mlflow_opt.networks.network_distillation import lesson_of, soft_loss
+    from mlflow_opt.networks.network_learners import network_of, usual_settings
+    from mlflow_opt.precision import fake_quantisation
 
     work = bench.work
     try:

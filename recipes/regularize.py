@@ -24,18 +24,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from mlflow_opt import candidates, curves, learners, metrics, penalties, retraining, scoring, session
-from mlflow_opt.batches import as_table
-from mlflow_opt.outcome import Row
+from mlflow_opt import metrics, session
+from mlflow_opt.measurement import scoring
+from mlflow_opt.measurement.reliability import calibration_error
 from mlflow_opt.records import Task, Variant, Verdict
-from mlflow_opt.reliability import calibration_error
+from mlflow_opt.rows.batches import as_table
+from mlflow_opt.runs import candidates
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
+from mlflow_opt.tables import learners, penalties
+from mlflow_opt.workbench import curves, retraining
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mlflow_opt.network_learners import NetworkLearner
-    from mlflow_opt.training import Fitted
+    from mlflow_opt.networks.network_learners import NetworkLearner
+    from mlflow_opt.networks.training import Fitted
 
 logger = logging.getLogger(__name__)
 
@@ -212,8 +216,8 @@ def regularize(
 
 
 def _try_techniques(work: session.Session, wanted: str, trials: int, start: str) -> str:
-    from mlflow_opt.regularisers import can_mix
-    from mlflow_opt.training import DivergedError
+    from mlflow_opt.networks.regularisers import can_mix
+    from mlflow_opt.networks.training import DivergedError
 
     with retraining.start(work) as course:
         mixable = can_mix(course.train.inputs)
@@ -249,8 +253,8 @@ def _try_techniques(work: session.Session, wanted: str, trials: int, start: str)
 
 
 def _train(course: retraining.Course, module: nn.Module, name: str, how: Techniques) -> Fitted:
-    from mlflow_opt.network_learners import usual_settings
-    from mlflow_opt.regularisers import mixup_loss, taken_off, with_batch_norm, with_dropout
+    from mlflow_opt.networks.network_learners import usual_settings
+    from mlflow_opt.networks.regularisers import mixup_loss, taken_off, with_batch_norm, with_dropout
 
     given = course.work.params
     settings = usual_settings(len(course.train.targets), int(given["epochs"]), float(given["learning_rate"]), course.work.seed)
@@ -266,7 +270,7 @@ def _train(course: retraining.Course, module: nn.Module, name: str, how: Techniq
 
 
 def _network_figures(work: session.Session, learner: NetworkLearner, module: nn.Module) -> dict[str, float]:
-    from mlflow_opt.regularisers import zero_share
+    from mlflow_opt.networks.regularisers import zero_share
 
     train, held = work.split.train, work.split.selection
     pairs = [(part.labels, learner.scores(module, part.rows)) for part in (train, held)]

@@ -25,16 +25,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlflow_opt import baselines, exporting, feature_runs, feature_trials, learners, pairing, session, table_audit
+from mlflow_opt import baselines, session
 from mlflow_opt.data import Split
-from mlflow_opt.feature_ranking import METHODS
-from mlflow_opt.feature_runs import Found, Plan, Search
-from mlflow_opt.feature_trials import Table, Trial
-from mlflow_opt.outcome import Row
+from mlflow_opt.export import exporting
+from mlflow_opt.features import feature_trials
+from mlflow_opt.features.feature_ranking import METHODS
+from mlflow_opt.features.feature_trials import Table, Trial
+from mlflow_opt.measurement import pairing
 from mlflow_opt.records import Param, Variant, Verdict
+from mlflow_opt.runs.outcome import Row
 from mlflow_opt.session import Session, Trainer
 from mlflow_opt.signature import run
-from mlflow_opt.table_audit import Audit, listed
+from mlflow_opt.tables import learners, table_audit
+from mlflow_opt.tables.table_audit import Audit, listed
+from mlflow_opt.workbench import feature_runs
+from mlflow_opt.workbench.feature_runs import Found, Plan, Search
 
 _logger = logging.getLogger(__name__)
 

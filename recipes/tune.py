@@ -26,23 +26,27 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mlflow_opt import baselines, executors, exporting, file_locks, learners, measure, pairing, search_spaces, searching, session, studies
-from mlflow_opt.batches import Batch, text_digest
-from mlflow_opt.cross_validation import Folds, fold_of
+from mlflow_opt import baselines, measure, session
 from mlflow_opt.data import Split
-from mlflow_opt.executors import Pool
-from mlflow_opt.learners import Learner
+from mlflow_opt.export import exporting
+from mlflow_opt.measurement import pairing
+from mlflow_opt.measurement.scoring import Scored
 from mlflow_opt.models import Model
-from mlflow_opt.outcome import Row
 from mlflow_opt.records import Quantity, Variant, Verdict
-from mlflow_opt.scoring import Scored
-from mlflow_opt.searching import Budget, Tried
+from mlflow_opt.rows.batches import Batch, text_digest
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.search import executors, file_locks, search_spaces, searching, studies
+from mlflow_opt.search.executors import Pool
+from mlflow_opt.search.searching import Budget, Tried
+from mlflow_opt.search.studies import Plan
 from mlflow_opt.session import Session
 from mlflow_opt.signature import run
-from mlflow_opt.studies import Plan
-from mlflow_opt.table_search import Scoring, Timer, fit_all, refit
-from mlflow_opt.table_space import Family, Space, families_of
-from mlflow_opt.trial_runs import TrialRuns, default_journal, plain
+from mlflow_opt.tables import learners
+from mlflow_opt.tables.cross_validation import Folds, fold_of
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.table_search import Scoring, Timer, fit_all, refit
+from mlflow_opt.tables.table_space import Family, Space, families_of
+from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
 
 _logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mlflow_opt.gate import judge
+from mlflow_opt.measurement.scoring import Scored, score
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.proof import Proof
 from mlflow_opt.records import Binding, Measurement, Policy, Quantity, Task
-from mlflow_opt.report import Closing, Row
-from mlflow_opt.scoring import Scored, score
+from mlflow_opt.reports.report import Closing, Row
+from mlflow_opt.runs.proof import Proof
 
 POLICY = parse_policy(
     """

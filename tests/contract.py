@@ -10,8 +10,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from mlflow_opt import sync
-from mlflow_opt.entries import Entry, helps
-from mlflow_opt.parameter import to_text
+from mlflow_opt.declaration.entries import Entry, helps
+from mlflow_opt.declaration.parameter import to_text
 from mlflow_opt.signature import COULD_NOT_RUN, execute, parse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mlflow_opt.evidence import EVIDENCE_RUN, PREFIX, to_metrics, to_tags
 from mlflow_opt.gate import judge
 from mlflow_opt.policy import default_policy
 from mlflow_opt.records import Binding, Measurement, Policy, Quantity
-from mlflow_opt.signing import signature_tag
+from mlflow_opt.verdicts.evidence import EVIDENCE_RUN, PREFIX, to_metrics, to_tags
+from mlflow_opt.verdicts.signing import signature_tag
 
 FINGERPRINT = "cpu=AMD EPYC;avx512=1;vnni=1;cores=2"
 GOOD = {"speedup": Quantity(1.8, 1.7, 1.9, 900), "drop_roc_auc": Quantity(0.001, -0.002, 0.004, 4000)}

@@ -12,9 +12,9 @@ from typing import Any
 
 import optuna
 
-from mlflow_opt import executors, searching, studies
-from mlflow_opt.searching import Budget, Ticket, Tried
-from mlflow_opt.studies import Plan
+from mlflow_opt.search import executors, searching, studies
+from mlflow_opt.search.searching import Budget, Ticket, Tried
+from mlflow_opt.search.studies import Plan
 
 
 def plan(folder: Path, **changed: Any) -> Plan:

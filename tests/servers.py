@@ -20,7 +20,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from mlflow_opt.signing import make_key
+from mlflow_opt.verdicts.signing import make_key
 
 START_SECONDS = 90
 

@@ -20,7 +20,8 @@ from mlflow.models.signature import ModelSignature
 from mlflow.pyfunc import scoring_server
 from mlflow.types.schema import ColSpec, Schema, TensorSpec
 
-from mlflow_opt import dropin, exporting, models
+from mlflow_opt import models
+from mlflow_opt.export import dropin, exporting
 from mlflow_opt.records import Task
 from mlflow_opt.serving.app import Application
 from mlflow_opt.serving.settings import Settings, changed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlflow_opt import evidence, tracking
 from mlflow_opt.gate import judge
 from mlflow_opt.plugin.context import HARDWARE
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Binding, Measurement, Quantity
-from mlflow_opt.stored_runs import Result
+from mlflow_opt.runs import tracking
+from mlflow_opt.runs.stored_runs import Result
+from mlflow_opt.verdicts import evidence
 
 MACHINE = "arch=x86_64; cores=2; cpu=test"
 POLICY = parse_policy("validation_criteria: [{metric: speedup, min: 1.05}, {metric: roc_auc, max_drop: 0.01}]")

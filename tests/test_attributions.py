@@ -15,10 +15,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from mlflow_opt.attributions import Unexplained, attributions, encoded, importance, sources
-from mlflow_opt.learners import Fitted, Learner
+from mlflow_opt.features.attributions import Unexplained, attributions, encoded, importance, sources
 from mlflow_opt.records import Task
-from mlflow_opt.table_models import default_pipeline, trees
+from mlflow_opt.tables.learners import Fitted, Learner
+from mlflow_opt.tables.table_models import default_pipeline, trees
 
 BINARY = Task("binary", (0, 1))
 

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt import averaging, dropin_code, exporting, learner_files, voting
-from mlflow_opt.dropin_code import Binding, Feed, Output
-from mlflow_opt.exporting import OnnxGraph
-from mlflow_opt.graph_sharing import shared
-from mlflow_opt.learners import Fitted
+from mlflow_opt.ensembles import voting
+from mlflow_opt.export import averaging, dropin_code, exporting
+from mlflow_opt.export.dropin_code import Binding, Feed, Output
+from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.export.graph_sharing import shared
 from mlflow_opt.records import Task
+from mlflow_opt.tables import learner_files
+from mlflow_opt.tables.learners import Fitted
 from tests.tiny import TELCO
 
 BINARY = Task("binary", (0, 1))

@@ -12,10 +12,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from sklearn.metrics import roc_auc_score
 
-from mlflow_opt import candidates, data, first_fits, learners, models, table_audit
-from mlflow_opt.learners import Fitted
+from mlflow_opt import data, models
 from mlflow_opt.records import Task
+from mlflow_opt.runs import candidates
 from mlflow_opt.signature import COULD_NOT_RUN, execute
+from mlflow_opt.tables import first_fits, learners, table_audit
+from mlflow_opt.tables.learners import Fitted
 from recipes.baseline import audited, baseline, linear_trainer
 from tests.tiny import TELCO
 

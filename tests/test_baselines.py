@@ -129,7 +129,7 @@ def _accuracy(network: Any, data: Split) -> float:
 def test_network_has_twenty_convolutions_when_built_for_pictures() -> None:
     from torch import nn
 
-    from mlflow_opt.networks import ResNet
+    from mlflow_opt.networks.networks import ResNet
 
     modules = list(ResNet(1, 10).modules())
     assert sum(isinstance(module, nn.Conv2d) for module in modules) == 20

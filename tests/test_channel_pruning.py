@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlflow_opt.channel_graph import Couplings, couplings_of
-from mlflow_opt.channel_pruning import masked, without
-from mlflow_opt.exporting_torch import export_module
-from mlflow_opt.networks import Perceptron, ResNet
-from mlflow_opt.trainable import load_trainable, save_trainable
+from mlflow_opt.export.from_torch import export_module
+from mlflow_opt.networks.networks import Perceptron, ResNet
+from mlflow_opt.networks.trainable import load_trainable, save_trainable
+from mlflow_opt.pruning.channel_graph import Couplings, couplings_of
+from mlflow_opt.pruning.channel_pruning import masked, without
 from tests import pruning_zoo
 
 RNG = np.random.default_rng(0)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from mlflow_opt.channel_graph import couplings_of
-from mlflow_opt.channel_importance import importances, sensitivities, table
-from mlflow_opt.channel_pruning import without
-from mlflow_opt.channel_widths import choose_widths, search_share, units_to_remove
-from mlflow_opt.losses import Arrays
-from mlflow_opt.networks import ResNet
-from mlflow_opt.training import TrainSettings, evaluate, fit
+from mlflow_opt.networks.losses import Arrays
+from mlflow_opt.networks.networks import ResNet
+from mlflow_opt.networks.training import TrainSettings, evaluate, fit
+from mlflow_opt.pruning.channel_graph import couplings_of
+from mlflow_opt.pruning.channel_importance import importances, sensitivities, table
+from mlflow_opt.pruning.channel_pruning import without
+from mlflow_opt.pruning.channel_widths import choose_widths, search_share, units_to_remove
 
 RNG = np.random.default_rng(0)
 # Two of eight numbers decide.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_opt.cli import main
-from mlflow_opt.entries import entries
+from mlflow_opt.declaration.entries import entries
 from mlflow_opt.signature import COULD_NOT_RUN
 
 ROOT = Path(__file__).resolve().parent.parent

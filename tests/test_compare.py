@@ -9,12 +9,12 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt import stored_runs
-from mlflow_opt.literature import CLAIMS
 from mlflow_opt.metrics import QUALITY
 from mlflow_opt.policy import parse_policy
+from mlflow_opt.reports.literature import CLAIMS
+from mlflow_opt.runs import stored_runs
+from mlflow_opt.runs.stored_runs import Result
 from mlflow_opt.signature import COULD_NOT_RUN, execute
-from mlflow_opt.stored_runs import Result
 from recipes.compare import compare, grouped, one_each, pareto_front, recommend
 from tests.stored import POLICY, evidence_of, judged, quality, result, standing, store
 
@@ -174,7 +174,7 @@ def test_find_takes_a_child_alone_when_it_is_named(tracking_uri: str) -> None:
 
 
 def test_claims_name_recipes_that_exist_when_listed() -> None:
-    from mlflow_opt.entries import entries
+    from mlflow_opt.declaration.entries import entries
 
     recipes = {entry.name for entry in entries() if entry.kind == "recipe"} | {"nas", "prune"}
     assert len(CLAIMS) >= 5

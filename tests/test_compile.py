@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt.outcome import Row
+from mlflow_opt.runs.outcome import Row
 from recipes.compile import advise, compile, settings_for
 from tests.tiny import TELCO, Tiny, tiny_table
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_opt import shells
-from mlflow_opt.entries import entries
+from mlflow_opt.declaration.entries import entries
+from mlflow_opt.generation import shells
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE = [sys.executable, "-m", "mlflow_opt.cli", "completion"]

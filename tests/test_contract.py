@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_opt.entries import Entry, entries
+from mlflow_opt.declaration.entries import Entry, entries
 from tests.contract import FOR_ALL, FOR_RECIPES, SKIPS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt.entries import Entry, entries
+from mlflow_opt.declaration.entries import Entry, entries
 from tests.tiny import Tiny, tiny_ensemble, tiny_network, tiny_table, tiny_trees
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,13 +7,14 @@ import optuna
 import pandas as pd
 import pytest
 
-from mlflow_opt import cross_validation, file_locks, searching
-from mlflow_opt.cross_validation import Folds, fold_of, score_fold
-from mlflow_opt.learners import Learner
 from mlflow_opt.records import Task
-from mlflow_opt.searching import Budget, Ticket
-from mlflow_opt.table_search import Scoring
-from mlflow_opt.table_space import Space, families_of
+from mlflow_opt.search import file_locks, searching
+from mlflow_opt.search.searching import Budget, Ticket
+from mlflow_opt.tables import cross_validation
+from mlflow_opt.tables.cross_validation import Folds, fold_of, score_fold
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.table_search import Scoring
+from mlflow_opt.tables.table_space import Space, families_of
 from tests.search_jobs import plan, search
 
 BINARY = Task("binary", (0, 1))

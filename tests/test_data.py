@@ -261,7 +261,7 @@ def test_infer_task_refuses_when_there_is_one_class() -> None:
 
 
 def test_split_is_fast_when_tables_and_images_are_large() -> None:
-    from mlflow_opt import batches, splits
+    from mlflow_opt.rows import batches, splits
 
     random = np.random.default_rng(0)
     table = pd.DataFrame({f"number{i}": random.normal(size=300_000) for i in range(10)})

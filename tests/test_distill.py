@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt import learners, models
-from mlflow_opt.outcome import Row
+from mlflow_opt import models
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.tables import learners
 from recipes.distill import advise, distill, kinds_of
 from tests.model_zoo import one_thread
 from tests.tiny import Tiny, tiny_ensemble

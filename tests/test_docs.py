@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_opt import metrics, policy, quoted
+from mlflow_opt import metrics, policy
+from mlflow_opt.generation import quoted
+from mlflow_opt.generation.policy_reference import bounds_table, keys_table, metrics_table
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.policy_reference import bounds_table, keys_table, metrics_table
 from tests.pages import reader
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,10 +20,11 @@ import pandas as pd
 import pytest
 import torch
 
-from mlflow_opt import dropin, exporting, models
-from mlflow_opt.dropin import SessionOptions, check_dropin, load_trainable, save_dropin, save_trainable
-from mlflow_opt.dropin_code import Binding, Feed, Output
-from mlflow_opt.exporting import OnnxGraph
+from mlflow_opt import models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.export.dropin import SessionOptions, check_dropin, load_trainable, save_dropin, save_trainable
+from mlflow_opt.export.dropin_code import Binding, Feed, Output
+from mlflow_opt.export.exporting import OnnxGraph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo
@@ -279,7 +280,7 @@ print(int(answer.sum()))
 
 
 def test_importing_the_code_offers_no_model_when_package_is_used() -> None:
-    code = "import mlflow_opt.dropin_code, sys; assert 'mlflow' not in sys.modules"
+    code = "import mlflow_opt.export.dropin_code, sys; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

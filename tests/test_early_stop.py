@@ -9,11 +9,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt import data, learners, models, retraining, session
-from mlflow_opt.checkpoints import Epoch
-from mlflow_opt.network_learners import fresh
-from mlflow_opt.outcome import Row
-from mlflow_opt.training import Fitted, TrainSettings, fit
+from mlflow_opt import data, models, session
+from mlflow_opt.networks.checkpoints import Epoch
+from mlflow_opt.networks.network_learners import fresh
+from mlflow_opt.networks.training import Fitted, TrainSettings, fit
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.tables import learners
+from mlflow_opt.workbench import retraining
 from recipes.early_stop import advise, early_stop, rounds_of, savings, wanted_schedules
 from tests import training_cases
 from tests.tiny import tiny_table
@@ -42,7 +44,7 @@ def test_savings_are_shares_of_the_full_training_when_it_stopped() -> None:
 def test_full_training_goes_on_from_the_stopped_one_when_both_share_a_checkpoint(tmp_path: Path) -> None:
     case = training_cases.perceptron(tmp_path)
     split = data.split(data.read(str(case.data)))
-    from mlflow_opt.network_learners import learner_for
+    from mlflow_opt.networks.network_learners import learner_for
 
     learner = learner_for(models.load(str(case.model)), split)
     parts = learner.arrays(split.train), learner.arrays(split.calibration)
@@ -97,7 +99,7 @@ def test_early_stop_keeps_the_best_weights_when_interrupted(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     case = training_cases.perceptron(tmp_path)
     params = {"model": str(case.model), "data": str(case.data), "target": "target", "seed": 0}
-    said = logging.getLogger("mlflow_opt.retraining")
+    said = logging.getLogger("mlflow_opt.workbench.retraining")
     caplog.set_level(logging.INFO, logger=said.name)
     seen: list[str] = []
 
@@ -110,7 +112,7 @@ def test_early_stop_keeps_the_best_weights_when_interrupted(
                     raise KeyboardInterrupt
                 return True
 
-            progress = logging.getLogger("mlflow_opt.progress")
+            progress = logging.getLogger("mlflow_opt.runs.progress")
             progress.setLevel(logging.INFO)
             progress.addFilter(interrupt)
             try:

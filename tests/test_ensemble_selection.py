@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlflow_opt.ensemble_selection import (
+from mlflow_opt.ensembles.ensemble_selection import (
     Budget,
     Holds,
     bagged_greedy,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_opt.evidence import PASSED, PREFIX, from_metrics, from_tags, to_metrics, to_tags
 from mlflow_opt.gate import judge
 from mlflow_opt.records import Binding, Criterion, Measurement, Outcome, Policy, Quantity
+from mlflow_opt.verdicts.evidence import PASSED, PREFIX, from_metrics, from_tags, to_metrics, to_tags
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 NAMES = st.sampled_from(["speedup", "drop_f1", "latency_p99_ms", "slice/two_year/drop_f1", "rel_drop_rmse"])

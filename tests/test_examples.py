@@ -20,7 +20,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from mlflow_opt.entries import entries
+from mlflow_opt.declaration.entries import entries
 from mlflow_opt.signature import parse
 from tests.evidence_factory import good, logged_model, model_id_of, register
 from tests.servers import LiveServer, free_port, serve

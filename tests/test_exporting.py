@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mlflow.types import TensorSpec
 
-from mlflow_opt import dropin_code, exporting, models
-from mlflow_opt.dropin_code import Output, SessionOptions
-from mlflow_opt.exporting import OnnxGraph
-from mlflow_opt.exporting_trees import booster_graph
+from mlflow_opt import models
+from mlflow_opt.export import dropin_code, exporting
+from mlflow_opt.export.dropin_code import Output, SessionOptions
+from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.export.lightgbm_trees import booster_graph
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo

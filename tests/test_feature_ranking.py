@@ -10,12 +10,13 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlflow_opt import column_codes, feature_samples
-from mlflow_opt.feature_ranking import METHODS, rank
-from mlflow_opt.feature_samples import Sample
-from mlflow_opt.learners import Learner
+from mlflow_opt.features import feature_samples
+from mlflow_opt.features.feature_ranking import METHODS, rank
+from mlflow_opt.features.feature_samples import Sample
 from mlflow_opt.records import Task
-from mlflow_opt.table_models import default_pipeline
+from mlflow_opt.tables import column_codes
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.table_models import default_pipeline
 
 BINARY = Task("binary", (0, 1))
 ROWS = 500

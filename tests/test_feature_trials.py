@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt import feature_trials
-from mlflow_opt.feature_ranking import Ranking
-from mlflow_opt.feature_trials import Table, Trial, bounds_of, folds_of, ranked, sizes_for, smallest, stability, tried
-from mlflow_opt.learners import Learner
+from mlflow_opt.features import feature_trials
+from mlflow_opt.features.feature_ranking import Ranking
+from mlflow_opt.features.feature_trials import Table, Trial, bounds_of, folds_of, ranked, sizes_for, smallest, stability, tried
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Quantity, Task
-from mlflow_opt.table_models import default_pipeline
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.table_models import default_pipeline
 
 BINARY = Task("binary", (0, 1))
 

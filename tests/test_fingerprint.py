@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mlflow_opt import fingerprint as module
-from mlflow_opt.fingerprint import FEATURES, LONGEST, cpu_features, fingerprint
+from mlflow_opt.measurement import fingerprint as module
+from mlflow_opt.measurement.fingerprint import FEATURES, LONGEST, cpu_features, fingerprint
 
 INTEL = """processor\t: 0
 model name\t: Intel(R) Xeon(R) 8481C
@@ -62,7 +62,7 @@ def test_cpu_features_are_among_those_that_matter_when_read() -> None:
 
 def test_fingerprint_imports_nothing_heavy_when_taken_in_a_fresh_process() -> None:
     code = (
-        "import sys, time\nbegan = time.process_time()\nfrom mlflow_opt.fingerprint import fingerprint\nfingerprint(1)\n"
+        "import sys, time\nbegan = time.process_time()\nfrom mlflow_opt.measurement.fingerprint import fingerprint\nfingerprint(1)\n"
         "print(time.process_time() - began)\n"
         "print(sorted({'numpy', 'pandas', 'mlflow', 'torch', 'onnxruntime', 'lightgbm', 'sklearn'} & set(sys.modules)))"
     )

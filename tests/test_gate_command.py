@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_opt.commands.gate import gate
-from mlflow_opt.judging import registered_name
+from mlflow_opt.runs.judging import registered_name
 
 
 def test_gate_says_what_to_name_when_there_is_no_model() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlflow_opt.intervals import (
+from mlflow_opt.measurement.intervals import (
     Sample,
     careful_interval,
     clopper_pearson,
@@ -18,7 +18,7 @@ from mlflow_opt.intervals import (
     spend,
     t_interval,
 )
-from mlflow_opt.sequential import plan_looks
+from mlflow_opt.measurement.sequential import plan_looks
 
 LEVELS = st.floats(0.6, 0.999)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_opt import signing
 from mlflow_opt.commands.keygen import keygen
+from mlflow_opt.verdicts import signing
 
 
 def test_keygen_writes_a_pair_that_nobody_else_can_read_when_called(

@@ -18,27 +18,25 @@ FILES = {
     if path.name != "__init__.py" and "datasets" not in path.parts
 }
 
-BASE = {"records", "metrics", "docstring", "parameter", "manual", "signature", "entries"}
-GATE = {"gate", "policy", "policy_values", "evidence", "signing", "waivers"}
-SESSION = {"session", "outcome", "report", "aftermath", "proof", "tracking", "progress", "candidates", "choosing", "judging"}
-SESSION |= {"registering", "workshop", "chaining", "step_runs"}
-SESSION |= {"report_page", "report_style", "report_charts", "report_calibration", "report_sections"}
-SESSION |= {"comparison", "report_comparison", "report_comparison_page", "literature", "stored_runs"}
-# What trains networks within a session.
-SESSION |= {"retraining", "curves", "distilling_networks"}
-# What prunes networks and searches for them within a session.
-SESSION |= {"network_pruning", "pruning_variants", "structured_pruning", "sparse_pruning", "network_search"}
-# What searches for columns within a session.
-SESSION |= {"feature_runs"}
-# What takes ensembles apart and teaches a table's students within a session.
-SESSION |= {"ensemble_workbench", "distilling_tables"}
-# What writes a search's trials within a session.
-SESSION |= {"trial_runs"}
-# What tries smaller trees within a session.
-SESSION |= {"tree_curves", "tree_workbench"}
-FRONT = {"cli", "sync", "shells", "policy_reference", "quoted"}
-# What several commands share.
-COMMANDS = {"promotion"}
+# Modules at the top of the package; what is named nowhere is core: models, data, measure, and the packages that no layer names.
+MODULES = {
+    "base": {"records", "metrics", "signature"},
+    "gate": {"gate", "policy"},
+    "session": {"session"},
+    "front": {"cli", "sync"},
+}
+PACKAGES = {
+    "base": {"declaration"},
+    "gate": {"verdicts"},
+    "session": {"runs", "reports", "workbench"},
+    "front": {"generation"},
+    "plugin": {"plugin"},
+    "serving": {"serving"},
+    "commands": {"commands"},
+    "recipes": {"recipes"},
+}
+# Packages of techniques and of measuring: pure, so that they can be read and tested without a tracking store.
+PURE = {"architectures", "ensembles", "features", "measurement", "precision", "pruning", "search", "trees"}
 
 # Layer -> the layers that it may import, itself included. What is in no set above is core: models, data, measure and their parts.
 ARROWS = {
@@ -57,24 +55,28 @@ ARROWS = {
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "onnxmltools", "skl2onnx", "sklearn", "lightgbm", "xgboost", "shap", "optuna"}
 HEAVY |= {"matplotlib", "plotly", "safetensors"}
 # Where a decision is taken or a technique works, MLflow is not known: neither at the top nor inside a function.
+# A timing session loads what it times: MLflow's own pyfunc may be that.
 WITHOUT_MLFLOW = [
-    *sorted(f"mlflow_opt.{name}" for name in BASE | GATE | {"intervals", "measure"}),
-    *(name for name in FILES if name[:8] == "recipes."),
+    name
+    for name in FILES
+    if name != "mlflow_opt.measurement.timing_session"
+    and (
+        name.split(".")[0] == "recipes"
+        or name == "mlflow_opt.measure"
+        or name.removeprefix("mlflow_opt.").split(".")[0] in PURE | PACKAGES["base"] | PACKAGES["gate"] | MODULES["base"] | MODULES["gate"]
+    )
 ]
 
 
 def _layer(module: str) -> str:
     package, _, name = module.partition(".")
-    if package == "recipes" or module.startswith("mlflow_opt.recipes"):
+    if package == "recipes":
         return "recipes"
-    head = name.partition(".")[0]
     if name == "plugin.discovery":
         # What a client asks a server about its gate: the one part of the plugin that a session may use.
         return "discovery"
-    if head in ("plugin", "serving", "commands"):
-        return head
-    named = {"base": BASE, "gate": GATE, "session": SESSION, "front": FRONT, "commands": COMMANDS}
-    return next((layer for layer, names in named.items() if head in names), "core")
+    head, _, rest = name.partition(".")
+    return next((layer for layer, names in (PACKAGES if rest else MODULES).items() if head in names), "core")
 
 
 def _imports(tree: ast.AST, *, everywhere: bool) -> Iterator[str]:

@@ -15,10 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
-from mlflow_opt import dropin, exporting, learner_files, learners, measure, models
+from mlflow_opt import measure, models
 from mlflow_opt.data import Part
-from mlflow_opt.learners import Fitted
+from mlflow_opt.export import dropin, exporting
 from mlflow_opt.models import Model
+from mlflow_opt.tables import learner_files, learners
+from mlflow_opt.tables.learners import Fitted
 from tests.model_zoo import BINARY, TRAINED, number_columns, one_thread, save, telco, text_columns
 
 __all__ = ["one_thread"]

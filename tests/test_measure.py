@@ -9,10 +9,10 @@ import pytest
 from mlflow_opt import measure
 from mlflow_opt.data import Part
 from mlflow_opt.gate import judge
+from mlflow_opt.measurement.scoring import BadScores
 from mlflow_opt.models import Model, load
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Outcome, Task
-from mlflow_opt.scoring import BadScores
 
 TASK = Task("binary", (0, 1))
 QUICK = measure.Conditions(budget_s=1.0, batch_size=1)

@@ -14,10 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from mlflow_opt import averaging, data, exporting, held_out, members, voting
-from mlflow_opt.learners import with_threshold
-from mlflow_opt.members import Pool
+from mlflow_opt import data
+from mlflow_opt.ensembles import members, voting
+from mlflow_opt.ensembles.members import Pool
+from mlflow_opt.export import averaging, exporting
 from mlflow_opt.records import Task
+from mlflow_opt.tables import held_out
+from mlflow_opt.tables.learners import with_threshold
 from tests.model_zoo import BINARY, housing, number_columns, one_thread, save, telco
 
 __all__ = ["one_thread"]

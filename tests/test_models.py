@@ -19,8 +19,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from mlflow_opt import dropin, exporting, models
-from mlflow_opt.dropin import SessionOptions
+from mlflow_opt import models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.export.dropin import SessionOptions
 from mlflow_opt.models import Model
 from mlflow_opt.records import Task
 from tests import model_zoo as zoo

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt.munge import munge
+from mlflow_opt.tables.munge import munge
 
 
 @pytest.fixture

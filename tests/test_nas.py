@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt import models
-from mlflow_opt.trainable import load_trainable
+from mlflow_opt.networks.trainable import load_trainable
 from recipes.nas import nas
 from recipes.prune import prune
 from tests import stripes

@@ -10,10 +10,9 @@ from mlflow import MlflowClient
 from torch import nn
 
 from mlflow_opt import data, models, session
-from mlflow_opt.distilling_networks import Teaching, logits_of, named, teach
-from mlflow_opt.exporting_torch import export_retrained
-from mlflow_opt.losses import Arrays, Minibatch
-from mlflow_opt.network_distillation import (
+from mlflow_opt.export.from_torch import export_retrained
+from mlflow_opt.networks.losses import Arrays, Minibatch
+from mlflow_opt.networks.network_distillation import (
     Lesson,
     blended,
     features_of,
@@ -25,8 +24,9 @@ from mlflow_opt.network_distillation import (
     with_projection,
     without_projection,
 )
-from mlflow_opt.network_learners import learner_for
-from mlflow_opt.training import TrainSettings, evaluate, fit
+from mlflow_opt.networks.network_learners import learner_for
+from mlflow_opt.networks.training import TrainSettings, evaluate, fit
+from mlflow_opt.workbench.distilling_networks import Teaching, logits_of, named, teach
 from tests import training_cases
 
 RNG = np.random.default_rng(0)

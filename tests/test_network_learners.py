@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mlflow_opt import data, models
-from mlflow_opt.blueprints import built, drawn
-from mlflow_opt.exporting_torch import export_retrained
-from mlflow_opt.network_learners import Judged, NetworkLearner, fresh, learner_for, network_of
-from mlflow_opt.training import TrainSettings, evaluate
+from mlflow_opt.export.from_torch import export_retrained
+from mlflow_opt.networks.blueprints import built, drawn
+from mlflow_opt.networks.network_learners import Judged, NetworkLearner, fresh, learner_for, network_of
+from mlflow_opt.networks.training import TrainSettings, evaluate
 from tests import training_cases
 from tests.training_cases import Case
 

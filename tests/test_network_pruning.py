@@ -7,10 +7,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt.network_pruning import advise, wish_of
-from mlflow_opt.outcome import Row
 from mlflow_opt.policy import parse_policy
-from mlflow_opt.structured_pruning import wanted_speedup
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.workbench.network_pruning import advise, wish_of
+from mlflow_opt.workbench.structured_pruning import wanted_speedup
 from recipes.prune import prune
 from recipes.quantize import quantize
 from tests import stripes

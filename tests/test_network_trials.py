@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from mlflow_opt import data
-from mlflow_opt.channel_graph import couplings_of
-from mlflow_opt.inheritance import inherit, shared
-from mlflow_opt.network_space import Facts, build, facts_of, mobilenet
-from mlflow_opt.network_trials import hypervolume, rungs_of, survives
-from mlflow_opt.searched_networks import SearchedCNN, SearchedMLP
-from mlflow_opt.trainable import load_trainable, save_trainable
+from mlflow_opt.architectures.inheritance import inherit, shared
+from mlflow_opt.architectures.network_space import Facts, build, facts_of, mobilenet
+from mlflow_opt.architectures.network_trials import hypervolume, rungs_of, survives
+from mlflow_opt.architectures.searched_networks import SearchedCNN, SearchedMLP
+from mlflow_opt.networks.trainable import load_trainable, save_trainable
+from mlflow_opt.pruning.channel_graph import couplings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = f"{ROOT / 'examples/network_space.py'}:space"

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from mlflow_opt.own_metrics import OwnMetric
-from mlflow_opt.pairing import compare_quality, parity
+from mlflow_opt.measurement.own_metrics import OwnMetric
+from mlflow_opt.measurement.pairing import compare_quality, parity
+from mlflow_opt.measurement.scoring import Scored, score
 from mlflow_opt.records import Task
-from mlflow_opt.scoring import Scored, score
 
 BINARY = Task("binary", (0, 1))
 REGRESSION = Task("regression")

@@ -9,8 +9,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt import data, step_runs, tracking
-from mlflow_opt.waterfall import Level, save, table
+from mlflow_opt import data
+from mlflow_opt.reports.waterfall import Level, save, table
+from mlflow_opt.runs import step_runs, tracking
 from recipes import pipeline
 from tests.tiny import tiny_table
 

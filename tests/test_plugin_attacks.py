@@ -11,9 +11,9 @@ import pytest
 import requests
 from mlflow.entities import Metric
 
-from mlflow_opt.evidence import EVIDENCE_RUN
 from mlflow_opt.plugin.discovery import history_of
 from mlflow_opt.records import Quantity
+from mlflow_opt.verdicts.evidence import EVIDENCE_RUN
 from tests.attack_scene import Scene
 from tests.evidence_factory import GOOD, WRONG, Evidence, candidate, good, logged_model, model_id_of, write_evidence
 from tests.servers import LiveServer

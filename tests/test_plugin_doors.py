@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature, infer_signature
 
-from mlflow_opt.fingerprint import fingerprint
-from mlflow_opt.model_files import folder_digest
+from mlflow_opt.flavours.model_files import folder_digest
+from mlflow_opt.measurement.fingerprint import fingerprint
 from mlflow_opt.plugin.evaluator import LatencyEvaluator
 from tests.evidence_factory import Evidence, champion, refused, register, write_evidence
 

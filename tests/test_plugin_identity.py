@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt.model_files import folder_digest
+from mlflow_opt.flavours.model_files import folder_digest
 from mlflow_opt.plugin.discovery import active_gate, history_of
 from tests.attack_scene import Scene, stage
 from tests.evidence_factory import (

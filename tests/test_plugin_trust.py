@@ -11,10 +11,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from mlflow_opt import signing
-from mlflow_opt.evidence import EVIDENCE_RUN
 from mlflow_opt.plugin.discovery import active_gate
 from mlflow_opt.records import Quantity
+from mlflow_opt.verdicts import signing
+from mlflow_opt.verdicts.evidence import EVIDENCE_RUN
 from tests.attack_scene import Scene, stage
 from tests.evidence_factory import GOOD, SLOW, Evidence, champion, good, logged_model, model_id_of, refused, register, write_evidence
 from tests.servers import LiveServer

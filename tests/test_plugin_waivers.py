@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow_opt.plugin.discovery import history_of
 from mlflow_opt.plugin.history import TABLE, read_history
 from mlflow_opt.records import Quantity
-from mlflow_opt.waivers import TAG
+from mlflow_opt.verdicts.waivers import TAG
 from tests.attack_scene import stage
 from tests.evidence_factory import (
     GOOD,

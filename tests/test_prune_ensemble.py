@@ -9,13 +9,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt import learners, models
-from mlflow_opt.ensemble_bench import Bench, figures
-from mlflow_opt.ensemble_plots import Point, front, save_members
-from mlflow_opt.ensemble_selection import holds_of, inside
-from mlflow_opt.ensemble_workbench import named, trainer
-from mlflow_opt.outcome import Row
+from mlflow_opt import models
+from mlflow_opt.ensembles.ensemble_bench import Bench, figures
+from mlflow_opt.ensembles.ensemble_plots import Point, front, save_members
+from mlflow_opt.ensembles.ensemble_selection import holds_of, inside
 from mlflow_opt.records import Task
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.tables import learners
+from mlflow_opt.workbench.ensemble_workbench import named, trainer
 from recipes.prune_ensemble import advise, prune_ensemble, selections
 from tests.model_zoo import one_thread
 from tests.test_ensemble_selection import pool

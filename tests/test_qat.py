@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from torch import nn
 
 from mlflow_opt import data, models
-from mlflow_opt.exporting_torch import export_retrained
-from mlflow_opt.fake_quantisation import RoundedInput, RoundedWeight, folded, grids_of, rounded, taken_apart
-from mlflow_opt.network_learners import NetworkLearner, learner_for
-from mlflow_opt.quantisation import Scheme, batches_of, outputs_of, prepared, quantised
-from mlflow_opt.training import TrainSettings, fit
+from mlflow_opt.export.from_torch import export_retrained
+from mlflow_opt.networks.network_learners import NetworkLearner, learner_for
+from mlflow_opt.networks.training import TrainSettings, fit
+from mlflow_opt.precision.fake_quantisation import RoundedInput, RoundedWeight, folded, grids_of, rounded, taken_apart
+from mlflow_opt.precision.quantisation import Scheme, batches_of, outputs_of, prepared, quantised
 from recipes.quantize import quantize
 from tests import training_cases
 from tests.training_cases import Case
@@ -177,7 +177,7 @@ def test_rounded_leaves_the_network_as_it_was_when_it_is_trained() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     inputs = {"x": np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)}
-    from mlflow_opt.losses import Arrays
+    from mlflow_opt.networks.losses import Arrays
 
     rows = Arrays(inputs, np.arange(32) % 2)
     fit(rounded(module, inputs, SCHEMES["8 bits"]), rows, rows, replace(SETTINGS, epochs=1))

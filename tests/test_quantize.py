@@ -10,11 +10,12 @@ import onnxruntime
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt import data, exporting, models
-from mlflow_opt.outcome import Row
-from mlflow_opt.quantisation import Scheme, heavy_operators, prepared, quantised, schemes_for
-from mlflow_opt.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
-from mlflow_opt.regression_shift import shift_of
+from mlflow_opt import data, models
+from mlflow_opt.export import exporting
+from mlflow_opt.precision.quantisation import Scheme, heavy_operators, prepared, quantised, schemes_for
+from mlflow_opt.precision.quantisation_loss import bias_corrected, fewest_in_float, least_in_float, sensitivities
+from mlflow_opt.precision.regression_shift import shift_of
+from mlflow_opt.runs.outcome import Row
 from recipes.quantize import advise, quantize
 from tests import stripes
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlflow_opt.cli import main
-from mlflow_opt.entries import entries
+from mlflow_opt.declaration.entries import entries
 
 
 def test_recipes_lists_each_on_one_line_when_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,12 @@ import torch
 from mlflow import MlflowClient
 from torch import nn
 
-from mlflow_opt.losses import Arrays, Minibatch, scores_of
-from mlflow_opt.outcome import Row
+from mlflow_opt.measurement.reliability import calibration_error
+from mlflow_opt.networks.losses import Arrays, Minibatch, scores_of
+from mlflow_opt.networks.regularisers import can_mix, mixup_loss, taken_off, with_batch_norm, with_dropout, zero_share
+from mlflow_opt.networks.training import TrainSettings, fit
 from mlflow_opt.records import Task
-from mlflow_opt.regularisers import can_mix, mixup_loss, taken_off, with_batch_norm, with_dropout, zero_share
-from mlflow_opt.reliability import calibration_error
-from mlflow_opt.training import TrainSettings, fit
+from mlflow_opt.runs.outcome import Row
 from recipes.regularize import Techniques, advise, best_together, figures_of, regularize, techniques_for
 from tests import training_cases
 from tests.tiny import tiny_table

@@ -9,12 +9,13 @@ from base64 import b64decode
 import numpy as np
 import pytest
 
-from mlflow_opt import outcome, report, report_charts, report_sections
+from mlflow_opt.measurement.scoring import score
 from mlflow_opt.records import Criterion, Quantity, Task
-from mlflow_opt.report import Row
-from mlflow_opt.report_calibration import reliability
-from mlflow_opt.report_page import Chart, chart
-from mlflow_opt.scoring import score
+from mlflow_opt.reports import report, report_charts, report_sections
+from mlflow_opt.reports.report import Row
+from mlflow_opt.reports.report_calibration import reliability
+from mlflow_opt.reports.report_page import Chart, chart
+from mlflow_opt.runs import outcome
 from tests.closings import POLICY, closing, nothing_chosen, proved, scored
 
 

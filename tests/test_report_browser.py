@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
-from mlflow_opt import report_sections
-from mlflow_opt.report_comparison import Group
-from mlflow_opt.report_comparison_page import page_of
+from mlflow_opt.reports import report_sections
+from mlflow_opt.reports.report_comparison import Group
+from mlflow_opt.reports.report_comparison_page import page_of
 from recipes.compare import grouped, pareto_front, recommend
 from tests import browser
 from tests.closings import POLICY, closing, proved

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt.robustness import DAMAGED, damaged, noisy
+from mlflow_opt.measurement.robustness import DAMAGED, damaged, noisy
 
 RNG = np.random.default_rng(0)
 ROWS: dict[str, np.ndarray] = {

@@ -8,10 +8,10 @@ import pytest
 from sklearn import metrics as sk
 
 from mlflow_opt import metrics
-from mlflow_opt.influence import influence
-from mlflow_opt.own_metrics import OwnMetric, read_own
+from mlflow_opt.measurement.influence import influence
+from mlflow_opt.measurement.own_metrics import OwnMetric, read_own
+from mlflow_opt.measurement.scoring import BadScores, score, weighted
 from mlflow_opt.records import Task
-from mlflow_opt.scoring import BadScores, score, weighted
 
 BINARY = Task("binary", ("no", "yes"))
 MULTI = Task("multiclass", (0, 1, 2, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from mlflow_opt import search_plots
+from mlflow_opt.search import search_plots
 
 
 def study_of(trials: int, *, goals: int = 1, pruned: bool = False) -> optuna.Study:

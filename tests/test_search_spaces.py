@@ -8,12 +8,12 @@ import optuna
 import pandas as pd
 import pytest
 
-from mlflow_opt import search_spaces
-from mlflow_opt.learners import Learner
-from mlflow_opt.model_families import other_learners
 from mlflow_opt.records import Task
-from mlflow_opt.search_spaces import choice, dimensions_for, distributions_of, fixed_for, own_values, real, whole, within
-from mlflow_opt.table_space import Family, Space, families_of
+from mlflow_opt.search import search_spaces
+from mlflow_opt.search.search_spaces import choice, dimensions_for, distributions_of, fixed_for, own_values, real, whole, within
+from mlflow_opt.tables.learners import Learner
+from mlflow_opt.tables.model_families import other_learners
+from mlflow_opt.tables.table_space import Family, Space, families_of
 from tests.tiny import TELCO
 
 BINARY = Task("binary", (0, 1))
@@ -140,7 +140,8 @@ def test_space_tells_the_families_apart_when_there_are_several() -> None:
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])
 def test_other_families_train_and_export_when_the_table_has_text_and_holes(kind: str, tmp_path: Path) -> None:
-    from mlflow_opt import exporting, learner_files
+    from mlflow_opt.export import exporting
+    from mlflow_opt.tables import learner_files
 
     rows = pd.read_parquet(TELCO).head(400).drop(columns="split")
     labels = rows.pop("target").to_numpy()

@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from mlflow_opt import executors, file_locks, searching, studies
-from mlflow_opt.searching import Budget, Ticket, Tried
+from mlflow_opt.search import executors, file_locks, searching, studies
+from mlflow_opt.search.searching import Budget, Ticket, Tried
 from tests.search_jobs import Parabola, plan, search
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,7 +275,7 @@ def test_timing_waits_for_those_who_work_and_keeps_out_the_next_when_it_has_come
     code = """
 import sys, time
 from pathlib import Path
-from mlflow_opt import file_locks
+from mlflow_opt.search import file_locks
 folder, kind, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 with getattr(file_locks, kind)(folder):
     began = time.time()

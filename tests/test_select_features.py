@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from mlflow_opt import candidates
+from mlflow_opt.runs import candidates
 from mlflow_opt.signature import COULD_NOT_RUN, execute
 from recipes.select_features import names_in, select_features, sizes_of
 

@@ -9,10 +9,10 @@ import mlflow
 import pytest
 
 from benchmarks import false_promotion
-from mlflow_opt.calibrated import Calibrated, rows
 from mlflow_opt.commands.selftest import rates, selftest, table
+from mlflow_opt.measurement.calibrated import Calibrated, rows
+from mlflow_opt.measurement.trials import CASES, Trial, pass_rate
 from mlflow_opt.records import Outcome, Quantity
-from mlflow_opt.trials import CASES, Trial, pass_rate
 
 
 def _trials(case: str, passed: int, undecided: int, failed: int) -> list[Trial]:
@@ -75,7 +75,7 @@ def test_calibrated_models_differ_by_exactly_what_they_say_when_counted() -> Non
 
 def test_neighbour_is_gone_when_its_parent_is_killed() -> None:
     code = (
-        "import os, subprocess, sys\nfrom mlflow_opt.trials import neighbour\n"
+        "import os, subprocess, sys\nfrom mlflow_opt.measurement.trials import neighbour\n"
         "with neighbour(True):\n"
         "    children = open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read().split()\n"
         "    print(children[0], flush=True)\n    os.kill(os.getpid(), 9)\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_opt import model_files
+from mlflow_opt.flavours import model_files
 from mlflow_opt.serving.contender import Found, Objective, find_rate, free_port, our_command, running
 from mlflow_opt.serving.load import Load, poisson_times, request_bytes, zipf_order
 from mlflow_opt.serving.settings import SETTINGS_TAG, Settings, with_tag

@@ -13,11 +13,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from mlflow_opt import evidence, model_files
+from mlflow_opt.flavours import model_files
 from mlflow_opt.gate import judge
 from mlflow_opt.records import Binding, Criterion, Measurement, Policy, Quantity
 from mlflow_opt.serving.app import Application
 from mlflow_opt.serving.settings import SETTINGS_TAG, Settings, tuned
+from mlflow_opt.verdicts import evidence
 from tests.serving_models import client, numbers, save_booster, split, with_application
 
 URI = "models:/churn@champion"

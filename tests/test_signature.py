@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_opt.docstring import read_docstring
-from mlflow_opt.entries import read_source
-from mlflow_opt.manual import manual
-from mlflow_opt.parameter import make_parameter, to_text
+from mlflow_opt.declaration.docstring import read_docstring
+from mlflow_opt.declaration.entries import read_source
+from mlflow_opt.declaration.manual import manual
+from mlflow_opt.declaration.parameter import make_parameter, to_text
 from mlflow_opt.records import Outcome, Verdict
 from mlflow_opt.signature import COULD_NOT_RUN, INTERRUPTED, execute, logged_params, parse, read, run
 

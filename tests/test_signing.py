@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_opt import signing
-from mlflow_opt.evidence import DOUBT, PREFIX, VERDICT
+from mlflow_opt.verdicts import signing
+from mlflow_opt.verdicts.evidence import DOUBT, PREFIX, VERDICT
 
 METRICS = {"gate_speedup": 1.8, "gate_speedup_lo": 1.7, "gate_speedup_hi": 1.9, "gate_speedup_n": 900.0, "gate_passed": 1.0}
 TAGS = {f"{PREFIX}model_id": "m-1", f"{PREFIX}data_digest": "rows", f"{PREFIX}measured_at": "5", VERDICT: "PASS"}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlflow_opt import models
+from mlflow_opt.flavours.single_row import SingleRow, asks_quick, save_quick
 from mlflow_opt.records import Task
 from mlflow_opt.serving.engines import Chunk, LightgbmEngine, table_columns
-from mlflow_opt.single_row import SingleRow, asks_quick, save_quick
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt import batches, splits
 from mlflow_opt.data import Dataset, Split, n_rows, read, split, take
+from mlflow_opt.rows import batches, splits
 
 
 def _dataset(rows: Any, labels: np.ndarray, parts: np.ndarray | None = None) -> Dataset:

@@ -9,15 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_opt import sequential
-from mlflow_opt.calibrated import rows
-from mlflow_opt.noise import doubt_of
+from mlflow_opt.measurement import sequential
+from mlflow_opt.measurement.calibrated import rows
+from mlflow_opt.measurement.noise import doubt_of
+from mlflow_opt.measurement.sequential import (
+    PRICE_CORE_HOUR_USD,
+    Conditions,
+    cost_of,
+    decided,
+    default_batch,
+    plan_looks,
+    plan_phases,
+    time_pair,
+)
+from mlflow_opt.measurement.stopwatch import Entry, Sitting, Timings, memory_mb, time_models
+from mlflow_opt.measurement.timing_session import Reading
+from mlflow_opt.measurement.trials import entry
 from mlflow_opt.policy import make_policy
 from mlflow_opt.records import Criterion, Quantity
-from mlflow_opt.sequential import PRICE_CORE_HOUR_USD, Conditions, cost_of, decided, default_batch, plan_looks, plan_phases, time_pair
-from mlflow_opt.stopwatch import Entry, Sitting, Timings, memory_mb, time_models
-from mlflow_opt.timing_session import Reading
-from mlflow_opt.trials import entry
 
 QUIET = Reading(steal=0.0, foreign=0.1, off_cpu=0.02, switches=5.0, drift=1.1, settled=True)
 AT_LEAST = make_policy([Criterion("speedup", "min", 1.05, "speedup")])

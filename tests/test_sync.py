@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlflow_opt import sync
-from mlflow_opt.entries import Entry, entries
+from mlflow_opt.declaration.entries import Entry, entries
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

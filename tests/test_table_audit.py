@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_opt import data
 from mlflow_opt.records import Task
-from mlflow_opt.table_audit import audit, imbalance
+from mlflow_opt.tables.table_audit import audit, imbalance
 
 BINARY = Task("binary", (0, 1))
 

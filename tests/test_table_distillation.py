@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt import exporting, learner_files
-from mlflow_opt.munge import munge
+from mlflow_opt.export import exporting
 from mlflow_opt.records import Task
-from mlflow_opt.table_distillation import KINDS, Kind, Lesson, Student, hard_lesson, hard_targets, soft_lesson, softened, teach
+from mlflow_opt.tables import learner_files
+from mlflow_opt.tables.munge import munge
+from mlflow_opt.tables.table_distillation import KINDS, Kind, Lesson, Student, hard_lesson, hard_targets, soft_lesson, softened, teach
 from tests.model_zoo import BINARY, housing, one_thread, telco
 
 __all__ = ["one_thread"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from mlflow_opt.thresholds import best_threshold, f1_at
+from mlflow_opt.tables.thresholds import best_threshold, f1_at
 
 
 def sample(rows: int, seed: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from mlflow_opt import checkpoints, losses
-from mlflow_opt.schedules import Schedule, rate_factor
-from mlflow_opt.training import Arrays, DivergedError, Epoch, Fitted, Loss, Minibatch, TrainSettings, evaluate, fit, plain_loss
+from mlflow_opt.networks import checkpoints, losses
+from mlflow_opt.networks.schedules import Schedule, rate_factor
+from mlflow_opt.networks.training import (
+    Arrays,
+    DivergedError,
+    Epoch,
+    Fitted,
+    Loss,
+    Minibatch,
+    TrainSettings,
+    evaluate,
+    fit,
+    plain_loss,
+)
 
 SETTINGS = TrainSettings(epochs=6, batch_size=32, learning_rate=0.01)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_opt import dropin_code, tree_columns
-from mlflow_opt.exporting_trees import booster_graph
-from mlflow_opt.tree_columns import LEQ, LESS, TreeColumns, rounded
+from mlflow_opt.export import dropin_code, tree_columns
+from mlflow_opt.export.lightgbm_trees import booster_graph
+from mlflow_opt.export.tree_columns import LEQ, LESS, TreeColumns, rounded
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread
 

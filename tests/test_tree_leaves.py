@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_opt import dropin_code, exporting, tree_columns
-from mlflow_opt.dropin_code import Binding, Feed, Output
-from mlflow_opt.exporting import OnnxGraph
-from mlflow_opt.exporting_trees import booster_graph
-from mlflow_opt.tree_graphs import Site, scores_of, sites_of, with_trees
-from mlflow_opt.tree_leaves import Grown, grown
-from mlflow_opt.tree_paths import decisions_passed, leaves_reached
+from mlflow_opt.export import dropin_code, exporting, tree_columns
+from mlflow_opt.export.dropin_code import Binding, Feed, Output
+from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.export.lightgbm_trees import booster_graph
+from mlflow_opt.trees.tree_graphs import Site, scores_of, sites_of, with_trees
+from mlflow_opt.trees.tree_leaves import Grown, grown
+from mlflow_opt.trees.tree_paths import decisions_passed, leaves_reached
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread, save
 

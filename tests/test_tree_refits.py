@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_opt import exporting
-from mlflow_opt.learners import Learner, learner_of
-from mlflow_opt.tree_pruning import Judged, LeafPruner, Point, Ruler, facts_of, rounds_curve, smallest
-from mlflow_opt.tree_refits import Setting, cheapest, hold_out, knobs_of, trained_smaller
+from mlflow_opt.export import exporting
+from mlflow_opt.tables.learners import Learner, learner_of
+from mlflow_opt.trees.tree_pruning import Judged, LeafPruner, Point, Ruler, facts_of, rounds_curve, smallest
+from mlflow_opt.trees.tree_refits import Setting, cheapest, hold_out, knobs_of, trained_smaller
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread
 

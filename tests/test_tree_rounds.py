@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_opt.tree_rounds import first_rounds, rounds_in
+from mlflow_opt.trees.tree_rounds import first_rounds, rounds_in
 from tests import tree_zoo as zoo
 from tests.model_zoo import one_thread
 

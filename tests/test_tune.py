@@ -14,13 +14,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mlflow_opt import learners, models, searching, session, studies
-from mlflow_opt.outcome import Row
+from mlflow_opt import models, session
+from mlflow_opt.measurement.scoring import score
 from mlflow_opt.records import Quantity, Task
-from mlflow_opt.scoring import score
-from mlflow_opt.searching import Budget, Tried
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.search import searching, studies
+from mlflow_opt.search.searching import Budget, Tried
 from mlflow_opt.signature import execute
-from mlflow_opt.trial_runs import TrialRuns, default_journal, written
+from mlflow_opt.tables import learners
+from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, written
 from recipes.tune import advise, check, lift, tune
 from tests.search_jobs import plan
 from tests.tiny import TELCO, Tiny

@@ -12,7 +12,7 @@ import pytest
 from mlflow_opt.gate import judge, undecided
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Measurement, Outcome, Quantity, Verdict
-from mlflow_opt.waivers import LONGEST_DAYS, Waiver, apply, check, in_force, named_quantity, read_waiver
+from mlflow_opt.verdicts.waivers import LONGEST_DAYS, Waiver, apply, check, in_force, named_quantity, read_waiver
 
 POLICY = parse_policy("validation_criteria: [{metric: speedup, min: 1.2}, {metric: f1, max_drop: 0.01}, {metric: f1, min: 0.8}]")
 GOOD = {"speedup": Quantity(2, 1.9, 2.1, 500), "drop_f1": Quantity(0, -0.001, 0.001, 500), "f1": Quantity(0.9, 0.88, 0.92, 500)}

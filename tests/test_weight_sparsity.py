@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlflow_opt import weight_sparsity as sparse
-from mlflow_opt.losses import Arrays, plain_loss
-from mlflow_opt.training import TrainSettings, evaluate, fit
+from mlflow_opt.networks.losses import Arrays, plain_loss
+from mlflow_opt.networks.training import TrainSettings, evaluate, fit
+from mlflow_opt.pruning import weight_sparsity as sparse
 
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.normal(size=(300, 8)).astype(np.float32)

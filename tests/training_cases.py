@@ -135,7 +135,7 @@ def save(module: nn.Module, folder: Path, arrays: Mapping[str, np.ndarray]) -> P
 
 
 def _case(folder: Path, name: str, module: nn.Module, arrays: Mapping[str, np.ndarray], target: np.ndarray) -> Case:
-    from mlflow_opt.training import Arrays, TrainSettings, fit
+    from mlflow_opt.networks.training import Arrays, TrainSettings, fit
 
     kept: dict[str, Any] = {**arrays, "target": target}
     np.savez(folder / f"{name}.npz", **kept)

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from mlflow import MlflowClient
 
-from mlflow_opt import data, dropin, exporting, models, tracking
-from mlflow_opt.evidence import PREFIX
-from mlflow_opt.flavours import onnx_file
+from mlflow_opt import data, models
+from mlflow_opt.export import dropin, exporting
+from mlflow_opt.flavours.flavours import onnx_file
+from mlflow_opt.runs import tracking
+from mlflow_opt.verdicts.evidence import PREFIX
 from tests import stripes
 
 NAME = "stripes"

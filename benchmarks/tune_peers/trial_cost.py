@@ -15,9 +15,9 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_opt import data, session
-from mlflow_opt.searching import Tried
-from mlflow_opt.studies import Plan
-from mlflow_opt.trial_runs import TrialRuns, written
+from mlflow_opt.search.searching import Tried
+from mlflow_opt.search.studies import Plan
+from mlflow_opt.workbench.trial_runs import TrialRuns, written
 
 TRIALS, HUNDREDS = 2000, 200
 PARAMS = {"learning_rate": 0.1, "num_leaves": 31, "subsample": 0.8, "colsample_bytree": 0.7, "reg_lambda": 1.0, "min_child_samples": 20}

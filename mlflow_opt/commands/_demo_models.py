@@ -9,8 +9,11 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from mlflow_opt import dropin, flavours, models, tracking
-from mlflow_opt.evidence import PREFIX
+from mlflow_opt import models
+from mlflow_opt.export import dropin
+from mlflow_opt.flavours import flavours
+from mlflow_opt.runs import tracking
+from mlflow_opt.verdicts.evidence import PREFIX
 
 
 def register(name: str, kind: str) -> str:

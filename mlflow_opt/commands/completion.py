@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from mlflow_opt import shells
-from mlflow_opt.entries import entries
+from mlflow_opt.declaration.entries import entries
+from mlflow_opt.generation import shells
 from mlflow_opt.signature import run
 
 # What it writes is for the shell that asks.

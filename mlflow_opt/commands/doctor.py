@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 import mlflow
 
-from mlflow_opt import signing, tracking
 from mlflow_opt.commands._document import document
-from mlflow_opt.fingerprint import cpu_features, fingerprint
+from mlflow_opt.measurement.fingerprint import cpu_features, fingerprint
 from mlflow_opt.plugin.discovery import GateInfo, active_gate
+from mlflow_opt.runs import tracking
 from mlflow_opt.signature import run
+from mlflow_opt.verdicts import signing
 
 # It is about the machine in front of the user.
 CLI_ONLY = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from mlflow_opt import judging
 from mlflow_opt.commands._document import document, verdict_fields
 from mlflow_opt.records import Verdict
+from mlflow_opt.runs import judging
 from mlflow_opt.signature import run
 
 _logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Any
 
-from mlflow_opt import tracking
 from mlflow_opt.commands._document import document
 from mlflow_opt.plugin.discovery import active_gate, history_of
+from mlflow_opt.runs import tracking
 from mlflow_opt.signature import run
 
 # It only reads, and what it writes is for a terminal or a script.

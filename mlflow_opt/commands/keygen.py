@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from mlflow_opt import signing
 from mlflow_opt.commands._document import document
 from mlflow_opt.signature import run
+from mlflow_opt.verdicts import signing
 
 # It writes a private key beside the user; there is nothing to track.
 CLI_ONLY = True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from json import dumps
 
-from mlflow_opt import judging, promotion, waivers
+from mlflow_opt.commands import _promotion
 from mlflow_opt.commands._document import document, verdict_fields
 from mlflow_opt.records import Verdict
+from mlflow_opt.runs import judging
 from mlflow_opt.signature import run
+from mlflow_opt.verdicts import waivers
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def promote(
     given = locals()
     with document("promote", wanted=json) as answer:
         setting = judging.Setting(data, target, policy, threads, batch_size, budget_s, seed, metric)
-        done = promotion.promote(judging.Request(model, "", alias), setting, given, _waiver(waive, owner, reason, until, alias))
+        done = _promotion.promote(judging.Request(model, "", alias), setting, given, _waiver(waive, owner, reason, until, alias))
         told = {key: value for key, value in vars(done).items() if key not in ("verdict", "waived")}
         answer.update(told | {"waived": waivers.public(done.waived)} | verdict_fields(done.verdict))
     return done.verdict

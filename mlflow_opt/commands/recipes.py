@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from mlflow_opt.entries import entries, helps
+from mlflow_opt.declaration.entries import entries, helps
 from mlflow_opt.signature import run
 
 # It reads the files of this installation and writes to a terminal.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from mlflow_opt import tracking
 from mlflow_opt.commands._document import document
 from mlflow_opt.commands.history import require_gate
 from mlflow_opt.plugin.discovery import history_of
 from mlflow_opt.plugin.history import HELD, RIGHTFUL, Entry, reigns
+from mlflow_opt.runs import tracking
 from mlflow_opt.signature import run
 
 _logger = logging.getLogger(__name__)

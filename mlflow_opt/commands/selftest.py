@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_opt import tracking
-from mlflow_opt.fingerprint import fingerprint
 from mlflow_opt.gate import judge
+from mlflow_opt.measurement.fingerprint import fingerprint
+from mlflow_opt.measurement.trials import BASE_UNITS, BOUND, CASES, Trial, neighbour, pass_rate, try_gate
 from mlflow_opt.policy import make_policy
 from mlflow_opt.records import Criterion, Measurement, Outcome, Quantity, Verdict
+from mlflow_opt.runs import tracking
 from mlflow_opt.signature import run
-from mlflow_opt.trials import BASE_UNITS, BOUND, CASES, Trial, neighbour, pass_rate, try_gate
 
 _logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def selftest(
         ValueError: fewer than one gate.
 
     References:
-        Clopper & Pearson 1934; the protocol is `mlflow_opt.sequential`'s.
+        Clopper & Pearson 1934; the protocol is `mlflow_opt.measurement.sequential`'s.
     """
     if gates < 1:
         raise ValueError(f"gates must be at least 1, got {gates}; 20 is quick, 300 shows a rate below 1%.")

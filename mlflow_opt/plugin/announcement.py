@@ -16,7 +16,7 @@ from mlflow_opt.plugin.history import Entry
 from mlflow_opt.plugin.server_policy import TASKS, Cover
 from mlflow_opt.policy import policy_text
 from mlflow_opt.records import Policy
-from mlflow_opt.waivers import Waiver
+from mlflow_opt.verdicts.waivers import Waiver
 
 
 def gate_tags(cover: Cover, references: Mapping[str, str]) -> dict[str, str]:

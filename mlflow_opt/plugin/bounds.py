@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from mlflow_opt import metrics, signing
-from mlflow_opt.evidence import PREFIX, model_behind
+from mlflow_opt import metrics
 from mlflow_opt.gate import undecided
 from mlflow_opt.plugin.trials import Trial
 from mlflow_opt.records import Binding, Criterion, Policy, Reason
+from mlflow_opt.verdicts import signing
+from mlflow_opt.verdicts.evidence import PREFIX, model_behind
 
 # Clocks of laptop and server differ a little; more than this and the evidence's age cannot be trusted.
 SKEW_MS = 5 * 60 * 1000

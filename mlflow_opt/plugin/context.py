@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlflow.tracking.context.abstract_context import RunContextProvider
 
-from mlflow_opt.evidence import PREFIX
+from mlflow_opt.verdicts.evidence import PREFIX
 
 # Not the evidence's own tag: where a run was started says nothing about where a model was measured.
 HARDWARE = PREFIX + "hardware"
@@ -23,7 +23,7 @@ class HardwareContext(RunContextProvider):
 
     def tags(self) -> dict[str, str]:
         """Return the fingerprint of this machine and its runtimes; how many threads a call may use is not known here."""
-        from mlflow_opt.fingerprint import fingerprint
+        from mlflow_opt.measurement.fingerprint import fingerprint
 
         pairs = fingerprint().split("; ")
         return {HARDWARE: "; ".join(pair for pair in pairs if not pair.startswith("threads="))}

@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from mlflow_opt.evidence import PREFIX
 from mlflow_opt.gate import undecided
 from mlflow_opt.plugin import bounds, permits, reigning
 from mlflow_opt.plugin.files import FilesUnknown, Hashed
@@ -22,6 +21,7 @@ from mlflow_opt.plugin.rules import Judgement, judge_trial
 from mlflow_opt.plugin.server_policy import Cover
 from mlflow_opt.plugin.trials import Trial, read_trials
 from mlflow_opt.records import Outcome, Reason, Verdict
+from mlflow_opt.verdicts.evidence import PREFIX
 
 logger = logging.getLogger(__name__)
 # How many of the newest versions are looked through for one that would pass: a refusal must stay quick.

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from mlflow_opt.evidence import PREFIX
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Policy
+from mlflow_opt.verdicts.evidence import PREFIX
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

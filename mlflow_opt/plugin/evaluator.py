@@ -74,7 +74,7 @@ def _measured(model_id: str, rows: Any, settings: Mapping[str, int]) -> dict[str
     import pandas as pd
     from mlflow.artifacts import download_artifacts
 
-    from mlflow_opt.stopwatch import PYFUNC_LOADER, Entry, time_models
+    from mlflow_opt.measurement.stopwatch import PYFUNC_LOADER, Entry, time_models
 
     with tempfile.TemporaryDirectory() as folder:
         path = download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from mlflow_opt.model_files import folder_digest
+from mlflow_opt.flavours.model_files import folder_digest
 from mlflow_opt.plugin.trials import tracking_store
 
 logger = logging.getLogger(__name__)

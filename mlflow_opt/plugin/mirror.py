@@ -16,9 +16,9 @@ from mlflow.entities import Experiment, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from mlflow_opt.evidence import PREFIX
 from mlflow_opt.plugin.history import Entry
 from mlflow_opt.plugin.trials import tracking_store
+from mlflow_opt.verdicts.evidence import PREFIX
 
 logger = logging.getLogger(__name__)
 EXPERIMENT = "mlflow-opt history"

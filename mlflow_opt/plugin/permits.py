@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
-from mlflow_opt import waivers
 from mlflow_opt.plugin import history, reigning
 from mlflow_opt.plugin.history import Entry, entries
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.registrations import Version
 from mlflow_opt.plugin.server_policy import Cover
-from mlflow_opt.waivers import Waiver
+from mlflow_opt.verdicts import waivers
+from mlflow_opt.verdicts.waivers import Waiver
 
 ACTION = "waiver"
 

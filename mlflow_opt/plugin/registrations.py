@@ -13,10 +13,10 @@ from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_IN
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS as PROMPT_SOURCES
 from sqlalchemy.orm import Session
 
-from mlflow_opt import evidence
-from mlflow_opt.evidence import PREFIX
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.tables import ALIASES, MODEL_TAGS, MODELS, VERSIONS, rows
+from mlflow_opt.verdicts import evidence
+from mlflow_opt.verdicts.evidence import PREFIX
 
 OWN_POLICY = PREFIX + "policy"
 PRODUCTION = "Production"

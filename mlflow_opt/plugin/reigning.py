@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from mlflow_opt.plugin import history, registrations
 from mlflow_opt.plugin.history import HELD, PROVEN, Entry, entries
 from mlflow_opt.plugin.registrations import Version
-from mlflow_opt.waivers import Waiver
+from mlflow_opt.verdicts.waivers import Waiver
 
 _PLACE = "models:/"
 

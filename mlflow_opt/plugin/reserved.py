@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from mlflow.entities.model_registry import ModelVersionTag
 from sqlalchemy.orm import Session
 
-from mlflow_opt.evidence import PREFIX
 from mlflow_opt.plugin.history import HELD, entries
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.registrations import OWN_POLICY, STAGE, aliases, in_production, is_copy
 from mlflow_opt.plugin.server_policy import Cover, parse_own
 from mlflow_opt.policy import tighten
+from mlflow_opt.verdicts.evidence import PREFIX
 
 PREVIOUS = "previous"
 PREVIOUS_TEXT = (

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
-from mlflow_opt.evidence import PREFIX, from_metrics, from_tags
 from mlflow_opt.gate import judge, undecided, worst
 from mlflow_opt.plugin import bounds
 from mlflow_opt.plugin.server_policy import Cover
 from mlflow_opt.plugin.trials import Trial
 from mlflow_opt.records import Binding, Measurement, Outcome, Policy, Reason, Verdict
-from mlflow_opt.waivers import Waiver, apply, public
+from mlflow_opt.verdicts.evidence import PREFIX, from_metrics, from_tags
+from mlflow_opt.verdicts.waivers import Waiver, apply, public
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mlflow_opt import signing
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.policy import default_policy, load_yaml, parse_policy, policy_from, tighten, with_criteria
 from mlflow_opt.records import Policy
+from mlflow_opt.verdicts import signing
 
 VARIABLE = "MLFLOW_OPT_POLICY"
 TASKS = ("binary", "multiclass", "regression")

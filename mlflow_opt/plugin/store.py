@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelTag
 from sqlalchemy.orm import Session
 
-from mlflow_opt import waivers
 from mlflow_opt.plugin import announcement, registrations, reserved
 from mlflow_opt.plugin.history import Entry
 from mlflow_opt.plugin.lookalikes import folded
 from mlflow_opt.plugin.moving import MovingStore
 from mlflow_opt.plugin.registrations import OWN_POLICY, STAGE
+from mlflow_opt.verdicts import waivers
 
 
 class GatedStore(MovingStore):

@@ -19,8 +19,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as SqlTrackingStore
 from sqlalchemy.orm import Session
 
-from mlflow_opt.evidence import EVIDENCE_RUN, PREFIX
 from mlflow_opt.plugin.tables import LOGGED_MODEL_TAGS, LOGGED_MODELS, METRICS, RUN_TAGS, RUNS, rows
+from mlflow_opt.verdicts.evidence import EVIDENCE_RUN, PREFIX
 
 SOURCE_MODEL = PREFIX + "source_model_id"
 

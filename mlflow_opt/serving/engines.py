@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_opt import dropin_code, model_files
-from mlflow_opt.dropin_code import Feed, SessionOptions
+from mlflow_opt.export import dropin_code
+from mlflow_opt.export.dropin_code import Feed, SessionOptions
+from mlflow_opt.flavours import model_files
 from mlflow_opt.serving.answers import Answers
 from mlflow_opt.serving.feeding import Filler, filler
 from mlflow_opt.serving.operators import uncertain_operators
@@ -178,7 +179,7 @@ class LightgbmEngine:
         """
         import mlflow.lightgbm
 
-        from mlflow_opt.single_row import SingleRow
+        from mlflow_opt.flavours.single_row import SingleRow
 
         model = mlflow.lightgbm.load_model(str(folder))
         self._booster = getattr(model, "booster_", model)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_opt.dropin_code import MISSING, Feed
+from mlflow_opt.export.dropin_code import MISSING, Feed
 from mlflow_opt.serving.tables import Column, Row
 
 Filler = Callable[[Sequence[Row]], np.ndarray]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_opt import dropin_code
+from mlflow_opt.export import dropin_code
 from mlflow_opt.serving.answers import Answers, divide, same
 from mlflow_opt.serving.engines import Chunk, Engine
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_opt.batches import Batch
 from mlflow_opt.records import Quantity
+from mlflow_opt.rows.batches import Batch
 from mlflow_opt.serving.contender import free_port, mlflow_command, our_command, running
 from mlflow_opt.serving.load import closed_loop, request_bytes
 from mlflow_opt.serving.settings import Settings

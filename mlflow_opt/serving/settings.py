@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from mlflow_opt.evidence import PREFIX
+from mlflow_opt.verdicts.evidence import PREFIX
 
 # On the LoggedModel, not on the model version: the registry hook reserves our prefix on registry tags.
 SETTINGS_TAG = PREFIX + "serving"

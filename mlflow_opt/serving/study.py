@@ -15,9 +15,11 @@ from typing import Any
 import pandas as pd
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from mlflow_opt import aftermath, data, model_files, tracking
+from mlflow_opt import data
 from mlflow_opt.data import Split
-from mlflow_opt.progress import Progress
+from mlflow_opt.flavours import model_files
+from mlflow_opt.runs import aftermath, tracking
+from mlflow_opt.runs.progress import Progress
 from mlflow_opt.serving import settings as options
 from mlflow_opt.serving import study_report, versions
 from mlflow_opt.serving.contender import Found, Objective, find_rate, free_port, mlflow_command, our_command, running
@@ -123,7 +125,8 @@ class Study:
             source = model_files.locate(version.pinned)
             return source.path, version.model_id or source.model_id
         logger.info("No model was given: training the default one on %s and compiling it.", split.dataset.name)
-        from mlflow_opt import baselines, dropin, exporting, models
+        from mlflow_opt import baselines, models
+        from mlflow_opt.export import dropin, exporting
 
         trained = models.load(str(baselines.train_baseline(split, self.folder / "trained", int(self.params["seed"]))))
         example = data.take(split.calibration.rows, slice(0, 64))

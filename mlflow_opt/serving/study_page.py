@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlflow_opt.report_charts import COLOURS, GREY
-from mlflow_opt.report_page import Chart, Section, chart, commands, page, table
-from mlflow_opt.report_sections import tile
+from mlflow_opt.reports.report_charts import COLOURS, GREY
+from mlflow_opt.reports.report_page import Chart, Section, chart, commands, page, table
+from mlflow_opt.reports.report_sections import tile
 from mlflow_opt.serving import study_report
 from mlflow_opt.serving.contender import Objective
 

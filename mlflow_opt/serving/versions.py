@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_opt import evidence, model_files
+from mlflow_opt.flavours import model_files
 from mlflow_opt.gate import judge
 from mlflow_opt.records import Criterion, Policy
+from mlflow_opt.verdicts import evidence
 
 logger = logging.getLogger(__name__)
 

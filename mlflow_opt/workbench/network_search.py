@@ -1,0 +1,309 @@
+"""A search over networks within a session: the study and its rival, what is trained in full, and what is said of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_opt import measure
+from mlflow_opt.data import Split
+from mlflow_opt.export import exporting
+from mlflow_opt.records import Param, Variant
+from mlflow_opt.rows.batches import take, text_digest
+from mlflow_opt.runs import candidates, tracking
+from mlflow_opt.runs.outcome import Row
+from mlflow_opt.search import searching, studies
+from mlflow_opt.search.executors import Pool
+from mlflow_opt.search.searching import Budget, Tried
+from mlflow_opt.search.studies import Plan, Sampler
+from mlflow_opt.session import Session
+from mlflow_opt.workbench import curves
+from mlflow_opt.workbench.retraining import Course
+from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mlflow_opt.architectures.network_space import Facts
+    from mlflow_opt.architectures.network_trials import Scoring
+    from mlflow_opt.networks.losses import Arrays
+    from mlflow_opt.networks.network_learners import Form
+
+logger = logging.getLogger(__name__)
+
+RUNTIME, RIVAL = "runtime_only", "mobilenetv2"
+DIRECTIONS = ("maximize", "minimize")
+OBJECTIVES = ("score", "relative_latency")
+# Of the train rows, for scoring trials: rows that choose must not teach.
+_HELD_OUT = 0.2
+_TIMED_ROWS = 64
+# Of the MobileNetV2 that is trained where no model was given.
+FIRST_EPOCHS = 12
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """A search under way.
+
+    Args:
+        work: the session.
+        facts: of the data.
+        course: trains what is trained in full.
+        scoring: evaluates trials.
+        epochs: of a full training.
+    """
+
+    work: Session
+    facts: Facts
+    course: Course
+    scoring: Scoring
+    epochs: int
+
+    def plan(self, sampler: Sampler, workers: int) -> Plan:
+        """Describe a study; its name says what is searched and on which rows, so that the same command finds it again."""
+        work, scoring = self.work, self.scoring
+        said = [scoring.facts, scoring.rungs, scoring.space, work.split.digest, work.seed, sampler, work.model.digest]
+        return Plan(
+            name=f"nas-{text_digest(str(said))[:12]}-{sampler}",
+            storage=studies.storage_of("", default_journal()),
+            directions=DIRECTIONS,
+            pruner="none",
+            # With one seed the rival would begin with the very trials of the search.
+            seed=work.seed + (sampler == "random"),
+            steps=len(scoring.rungs),
+            workers=workers,
+            subject=text_digest(str(said)),
+            sampler=sampler,
+        )
+
+    def search(self, plan: Plan, budget: Budget, crew: Pool) -> list[Tried]:
+        """Run a study, every trial a child run, and give all its finished trials; an interruption keeps what is finished.
+
+        Raises:
+            ValueError: no trial completed.
+        """
+        if not crew.is_here:
+            raise ValueError("a search over networks keeps weights and models in files of this machine; use workers of this machine.")
+        runs = TrialRuns(self.work, plan, OBJECTIVES, budget.trials)
+        study = studies.open_study(plan, plan.seed)
+        studies.close_stale(plan, study)
+        scoring = replace(self.scoring, folder=self.scoring.folder / plan.name)
+        scoring.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for tried in searching.search(plan, scoring, budget, crew):
+                runs.write(tried)
+        except KeyboardInterrupt:
+            logger.warning("Interrupted: going on with the trials so far. Ctrl-C again ends the recipe.")
+            studies.close_stale(plan, study)
+        every = runs.complete()
+        if not any(one.state == "complete" for one in every):
+            raise ValueError(f"at least one trial must complete, none of {len(every)} did: {every[-1].why if every else 'none ran'}")
+        if plan.sampler != "random":
+            runs.draw()
+        self.work.findings += runs.told(every)
+        return every
+
+    def train(self, name: str, module: nn.Module, params: Mapping[str, Param]) -> nn.Module:
+        """Train a network in full, add it as a variant, and give it."""
+        from mlflow_opt.architectures.network_trials import full_settings, loss_of
+
+        settings = full_settings(len(self.course.train.targets), self.epochs, self.work.seed)
+        # Named by what it is: a search that goes on may find others first.
+        key = f"{name}_{text_digest(str(sorted(params.items())))[:8]}"
+        fitted = self.course.fit(key, module, settings, loss_of(self.facts))
+        self.add(name, fitted.module, params, {"epochs_run": float(len(fitted.history)), "train_seconds": fitted.seconds})
+        curves.log(self.work.candidates[-1].run_id, fitted.history)
+        return fitted.module
+
+    def add(self, name: str, module: nn.Module, params: Mapping[str, Param], figures: Mapping[str, float]) -> None:
+        """Add a trained network as a variant."""
+        self.work.add(Variant(name, self.work.retrained(name, module), params))
+        candidates.note(self.work.candidates[-1], figures)
+
+    def told(self, tried: Tried) -> dict[str, Param]:
+        """Say what a trial proposed and what the search saw of it."""
+        return {"trial": tried.number, "search_score": tried.values[0], "search_latency": tried.values[1], **plain(tried.params)}
+
+    def rival(self) -> nn.Module:
+        """Build MobileNetV2 for the data's pictures."""
+        from mlflow_opt.architectures.network_space import mobilenet
+
+        return mobilenet(self.facts, self.work.seed)
+
+    def build(self, tried: Tried) -> nn.Module:
+        """Build what a trial proposed, with fresh weights."""
+        from optuna.trial import FixedTrial
+
+        from mlflow_opt.architectures.network_space import build
+
+        return build(FixedTrial(dict(tried.params)), self.facts, self.scoring.space, self.work.seed)
+
+
+@contextmanager
+def start(work: Session, space: str, epochs: int, search_epochs: int) -> Iterator[Hunt]:
+    """Open a search in a session, with the unchanged model in the runtime as the first variant and the one to beat.
+
+    Args:
+        work: the session.
+        space: the user's own, or `""`.
+        epochs: of a full training.
+        search_epochs: of a whole trial.
+
+    Raises:
+        ValueError: the data or the model do not fit.
+    """
+    import optuna
+
+    from mlflow_opt.architectures.network_space import build, facts_of
+    from mlflow_opt.architectures.network_trials import Scoring, rungs_of
+    from mlflow_opt.flavours.torch_modules import TorchRuntime
+    from mlflow_opt.networks.network_learners import NetworkLearner
+
+    single = work.task.kind == "binary" and work.model.predict(work.example).ndim == 1
+    facts = facts_of(work.split, single)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Says at once if the space cannot be, and what the arguments of its networks are called.
+    blank = build(optuna.create_study().ask(), facts, space, work.seed)
+    runtime = work.dropin(RUNTIME, exporting.to_onnx(work.model, work.example, work.task))
+    work.add(Variant(RUNTIME, runtime, {"method": "none"}))
+    candidates.note(work.candidates[-1], {"epochs_run": 0.0, "train_seconds": 0.0})
+    form: Form = "logit" if single else "logits" if work.task.classes else "values"
+    learner = NetworkLearner(work.model, blank, TorchRuntime(work.model, blank), work.task, form, facts.scale_of_target)
+    train, validation, folder = learner.arrays(work.split.train), learner.arrays(work.split.calibration), _folder(work, space)
+    held = round(len(train.targets) * (1 - _HELD_OUT))
+    parts = (_cut(train, slice(0, held)), _cut(train, slice(held, None)))
+    timed = take(work.split.calibration.rows, slice(0, _TIMED_ROWS))
+    if not isinstance(timed, dict):
+        raise TypeError("a search over networks needs arrays, the data are a table.")
+    scoring = Scoring(facts, space, *parts, form, rungs_of(search_epochs), runtime.path, timed, folder, work.seed, work.threads)
+    yield Hunt(work, facts, Course(work, learner, train, validation, folder), scoring, epochs)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_first(split: Split, folder: Path, seed: int) -> Path:
+    """Train what a search starts from where no model was given: MobileNetV2 for pictures, else the default network of the data.
+
+    Args:
+        split: of the data.
+        folder: where to save it.
+        seed: of weights and order of rows.
+    """
+    from mlflow_opt import baselines
+    from mlflow_opt.architectures.network_space import facts_of, mobilenet
+    from mlflow_opt.architectures.network_trials import full_settings, loss_of
+    from mlflow_opt.networks.losses import Arrays
+    from mlflow_opt.networks.training import fit
+
+    facts = facts_of(split)
+    if facts.kind != "picture" or not split.task.classes:
+        return baselines.train_baseline(split, folder, seed)
+    classes = np.array(split.task.classes)
+    train, validation = (
+        Arrays({str(name): np.asarray(array) for name, array in part.rows.items()}, np.searchsorted(classes, part.labels))
+        for part in (split.train, split.calibration)
+    )
+    settings = full_settings(len(train.targets), FIRST_EPOCHS, seed)
+    network = fit(mobilenet(facts, seed), train, validation, settings, loss_of(facts)).module
+    return baselines.save_network(network, next(iter(train.inputs.values())), folder)
+
+
+def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
+    """Pick trials of the Pareto front that were trained to the end, spread along it."""
+    from mlflow_opt.architectures.network_trials import WHOLE
+
+    return searching.best([one for one in tried if one.metrics.get(WHOLE)], DIRECTIONS, count)
+
+
+def add_pruned(hunt: Hunt, module: nn.Module, rate: float = 0.5) -> None:
+    """Remove a share of a found network's multiplications, fine-tune it for half of a full training, and add it."""
+    from mlflow_opt.workbench.pruning_variants import Trainer, Wish
+    from mlflow_opt.workbench.structured_pruning import pruned
+
+    learner = replace(hunt.course.learner, module=module)
+    trainer = Trainer(replace(hunt.course, learner=learner), Wish(rates=(rate,), epochs=max(1, hunt.epochs // 2)))
+    fitted, share = pruned(trainer, f"searched_pruned_{round(100 * rate)}", 1 - rate)
+    known = {"epochs_run": float(len(fitted.history)), "train_seconds": fitted.seconds}
+    params: dict[str, Param] = {"method": "searched, then pruned", "share_of_macs": share}
+    hunt.add(f"searched_pruned_{round(100 * rate)}", fitted.module, params, known)
+
+
+def compared(found: Sequence[Tried], rival: Sequence[Tried]) -> dict[str, float]:
+    """Compare the fronts of two searches by hypervolume, from the worst corner that either has seen.
+
+    Returns:
+        `hypervolume` and `hypervolume_random`.
+    """
+    from mlflow_opt.architectures.network_trials import hypervolume
+
+    points = [[(one.values[0], one.values[1]) for one in tried if one.state == "complete"] for tried in (found, rival)]
+    every = [*points[0], *points[1]]
+    # A little beyond the worst, so that the worst point itself counts.
+    worst = (min(score for score, _ in every), 1.01 * max(latency for _, latency in every))
+    return {"hypervolume": hypervolume(points[0], worst), "hypervolume_random": hypervolume(points[1], worst)}
+
+
+def advise(work: Session, rows: Sequence[Row], searched: Mapping[str, float], volumes: Mapping[str, float]) -> list[str]:
+    """Say what the figures mean: the runtime's share, the gain over what was there, the rival, and how far the search flattered itself."""
+    known = {row.name: row.metrics for row in rows if "latency_p50_ms" in row.metrics}
+    if RUNTIME not in known:
+        return []
+    told = [f"The runtime alone answers one row {known[RUNTIME]['speedup']:.2f}x as fast as the baseline."]
+    mobile = known.get(RIVAL)
+    for name in searched:
+        mine = known.get(name)
+        if mine is not None:
+            told.append(_against(name, mine, known[RUNTIME], "the baseline in the same runtime", work.headline))
+            told += [_against(name, mine, mobile, RIVAL, work.headline)] if mobile else []
+    if volumes:
+        tracking.log_values(work.parent.run_id, volumes)
+        better = "dominates more than" if volumes["hypervolume"] > volumes["hypervolume_random"] else "does not beat"
+        told.append(
+            f"The search's front {better} random search's of the same budget: hypervolume {volumes['hypervolume']:.4f} against "
+            f"{volumes['hypervolume_random']:.4f}."
+        )
+    return [*told, *_gap(work, rows, searched)]
+
+
+def _gap(work: Session, rows: Sequence[Row], searched: Mapping[str, float]) -> list[str]:
+    """Compare the score that a search saw with that on gate rows; the choice has been made."""
+    made = {one.variant.name: one.model for one in work.candidates}
+    name = next((row.name for row in rows if row.standing == "chosen" and row.name in searched), next(iter(searched), ""))
+    if not name:
+        return []
+    which = "accuracy" if work.task.classes else "r2"
+    unseen = measure.quality(made[name], work.split.gate, work.task, work.own).values[which]
+    tracking.log_values(work.parent.run_id, {"search_score": searched[name], "unseen_score": unseen, "search_gap": searched[name] - unseen})
+    rows_seen = len(work.split.gate.labels)
+    return [
+        (
+            f"{name}: {which} {searched[name]:.4f} in the search (short training, train rows held out), {unseen:.4f} on {rows_seen} "
+            f"gate rows after full training: a gap of {searched[name] - unseen:+.4f}."
+        )
+    ]
+
+
+def _against(name: str, mine: Mapping[str, float], other: Mapping[str, float], whom: str, headline: str) -> str:
+    faster, smaller = other["latency_p50_ms"] / mine["latency_p50_ms"], mine["parameters"] / other["parameters"]
+    gained = mine[headline] - other[headline]
+    return f"{name} against {whom}: {faster:.2f}x as fast, {smaller:.2f} of its parameters, {headline} {gained:+.4f}."
+
+
+def _cut(rows: Arrays, part: slice) -> Arrays:
+    return replace(rows, inputs={name: one[part] for name, one in rows.inputs.items()}, targets=rows.targets[part])
+
+
+def _folder(work: Session, space: str) -> Path:
+    """Name and make the folder of trained weights and checkpoints, the same for the same command."""
+    said = [work.recipe, space, work.split.digest, work.model.digest, work.seed]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlflow_opt" / "searches"
+    folder = root / text_digest(str(said))[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
