@@ -26,8 +26,7 @@ from mlflow_opt.records import Verdict
 from mlflow_opt.search import executors
 from mlflow_opt.search.searching import Budget
 from mlflow_opt.signature import run
-from mlflow_opt.workbench import network_search
-from mlflow_opt.workbench.network_search import RIVAL
+from mlflow_opt.workbench import network_search, search_findings
 
 Executor = Literal["local", "dask", "ray"]
 
@@ -90,7 +89,8 @@ def nas(
         search_epochs: of a trial that is not stopped.
         finalists: trials of the Pareto front that are trained in full.
         rival: compare with random search, which takes the same budget again, and with MobileNetV2.
-        prune: remove channels from the best finalist afterwards, half of its multiplications.
+        prune: remove half of the best finalist's multiplications afterwards; finalists are then trained with an L1 term, which
+            makes them lose less by it.
         executor: `local` processes, or a `dask` cluster on this machine; `ray` comes later.
         workers: trials at the same time.
         threads: threads that one prediction may use, for baseline and variants alike.
@@ -108,19 +108,22 @@ def nas(
     check(epochs, search_epochs, finalists)
     budget = Budget(trials, time_budget_s)
     with session.start("nas", locals(), train=network_search.train_first) as work:
-        with network_search.start(work, space, epochs, search_epochs) as hunt, executors.pool(executor, workers) as crew:
+        with (
+            network_search.start(work, space, epochs, search_epochs, prunable=prune) as hunt,
+            executors.pool(executor, workers) as crew,
+        ):
             plans = [hunt.plan(kind, workers) for kind in ((sampler, "random") if rival else (sampler,))]
             found, *others = [hunt.search(plan, budget, crew) for plan in plans]
             searched = {}
             for place, one in enumerate(network_search.finalists(found, finalists), 1):
                 searched[f"searched_{place}"] = (one, hunt.train(f"searched_{place}", hunt.build(one), hunt.told(one)))
             if rival and model and hunt.facts.kind == "picture":
-                hunt.train(RIVAL, hunt.rival(), {"method": "MobileNetV2, half width"})
+                hunt.train(search_findings.RIVAL, hunt.rival(), {"method": "MobileNetV2, half width"})
             if prune:
                 network_search.add_pruned(hunt, searched["searched_1"][1])
         scores = {name: one.values[0] for name, (one, _) in searched.items()}
-        volumes = network_search.compared(found, others[0]) if others else {}
-        return work.conclude(lambda rows: network_search.advise(work, rows, scores, volumes))
+        volumes = search_findings.compared(found, others[0]) if others else {}
+        return work.conclude(lambda rows: search_findings.advise(work, rows, scores, volumes))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ TOKENS = {"tokens": RNG.integers(0, 20, (16, 7))}
 
 def some_units(couplings: Couplings, seed: int) -> list[int]:
     rng = np.random.default_rng(seed)
-    return [
+    return couplings.spared(
         int(unit) for family in couplings.families for unit in rng.choice(family.units, rng.integers(0, len(family.units)), replace=False)
-    ]
+    )
 
 
 def answers(network: nn.Module, inputs: dict[str, np.ndarray]) -> Tensor:
@@ -151,6 +151,20 @@ def test_without_refuses_when_a_layer_would_be_empty() -> None:
     couplings = couplings_of(network, NUMBERS)
     with pytest.raises(ValueError, match="'0' would lose all of its 8; lower the rate"):
         without(network, couplings, couplings.families[0].units, NUMBERS)
+
+
+def test_layers_keep_a_channel_when_they_hold_a_part_of_a_family() -> None:
+    # Interleaving 24 old and 8 new channels couples the new ones with a part of the old ones.
+    network = pruning_zoo.settled(
+        pruning_zoo.Pictures([nn.Conv2d(3, 24, 3, padding=1), pruning_zoo.Dense(24, 8), pruning_zoo.Shuffle(32)], 32, flat=True)
+    )
+    couplings = couplings_of(network, PICTURES)
+    new = sorted(set(couplings.axes["blocks.1.new.2.weight", 0].tolist()))
+    assert set(new) < set(couplings.families[0].units)
+    with pytest.raises(ValueError, match=r"'blocks.1.new.2' would lose all of its 8; lower the rate"):
+        without(network, couplings, new, PICTURES)
+    assert couplings.spared(new) == new[:-1]
+    without(network, couplings, couplings.spared(new), PICTURES)
 
 
 def test_without_refuses_when_forward_holds_sizes_as_numbers() -> None:

@@ -5,11 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt import models
+from mlflow_opt.architectures.network_space import Facts
 from mlflow_opt.networks.trainable import load_trainable
+from mlflow_opt.search.searching import Tried
+from mlflow_opt.workbench.network_search import _blank, finalists
+from mlflow_opt.workbench.search_findings import compared
 from recipes.nas import nas
 from recipes.prune import prune
 from tests import stripes
@@ -99,8 +104,10 @@ def test_nas_finds_a_network_that_can_be_pruned_again_when_it_registers(pictures
     trial = next(run for run in children if run.info.run_name == "trial-0000")
     assert {"score", "relative_latency", "latency_p50_ms", "parameters", "whole"} <= set(trial.data.metrics)
     assert {"search_gap", "unseen_score", "hypervolume", "hypervolume_random"} <= set(parent.data.metrics)
+    variants = {str(run.info.run_name): set(run.data.metrics) for run in children if "mlflow_opt.variant" in run.data.tags}
+    assert "macs" in variants["searched_1"]
     artifacts = {item.path for item in MlflowClient(tracking_uri).list_artifacts(parent.info.run_id)}
-    assert {"search_pareto.png", "pareto.png", "report.html"} <= artifacts
+    assert {"search_pareto.png", "pareto.png", "curves.png", "report.html"} <= artifacts
 
     found = models.load("models:/stripes@challenger")
     assert type(load_trainable(found.path)).__name__ in ("Pooled", "SearchedCNN")
@@ -110,6 +117,20 @@ def test_nas_finds_a_network_that_can_be_pruned_again_when_it_registers(pictures
     version = client.get_model_version_by_alias("narrow", "challenger")
     model = client.get_logged_model(str(version.source).removeprefix("models:/"))
     assert model.tags["mlflow_opt.source_model_id"] == found.model_id, "the lineage shows the chain"
+
+
+@pytest.mark.slow
+def test_nas_prunes_what_it_finds_when_asked_to(pictures: Path, tracking_uri: str, lenient: Path, tmp_path: Path) -> None:
+    # Too short for a second trial, too: the first is whole all the same.
+    nas(data=str(pictures), policy=str(lenient), **{**SMALL, "time_budget_s": 0.01}, space=SPACE, prune=True, rival=False)
+    parent, children = runs_of(tracking_uri, "nas")
+    metrics = {str(run.info.run_name): run.data.metrics for run in children}
+    assert {"searched_1", "searched_pruned_50", "trial-0000"} <= set(metrics)
+    assert "trial-0001" not in metrics
+    assert 0 < metrics["searched_pruned_50"]["macs"] < 0.6 * metrics["searched_1"]["macs"]
+    told = parent.data.tags["mlflow.note.content"]
+    assert "time_budget_s=0.01 is shorter than a trial" in told
+    assert "trained with an L1 term" in told
 
 
 @pytest.mark.slow
@@ -132,3 +153,30 @@ def test_nas_says_why_when_the_space_fails(tracking_uri: str, tmp_path: Path) ->
         nas(model=str(model), data=str(tmp_path / "pictures.npz"), space=f"{tmp_path / 'broken.py'}:space", **SMALL)
     parent, _ = runs_of(tracking_uri, "nas")
     assert parent.info.status == "FAILED"
+
+
+def test_blank_network_is_built_when_a_space_refuses_some_of_its_proposals(tmp_path: Path) -> None:
+    path = tmp_path / "choosy.py"
+    path.write_text(
+        "import torch\n\ndef space(trial, shape, outputs):\n"
+        "    if trial.suggest_float('share', 0, 1) < 0.5:\n        raise ValueError('too small')\n"
+        "    return torch.nn.Linear(shape[0], outputs)\n"
+    )
+    facts = Facts("numbers", (5,), {"outputs": 3, "shift": 0.0, "spread": 1.0})
+    assert all(isinstance(_blank(facts, f"{path}:space", seed), torch.nn.Linear) for seed in range(3))
+
+
+def test_finalists_are_any_trials_when_none_was_trained_to_the_end() -> None:
+    tried = [Tried(at, "complete", (0.5 + at / 10, 1.0 + at), {}, {"whole": 0.0}) for at in range(3)]
+    assert [one.number for one in finalists(tried, 2)] == [2, 0]
+    assert [one.number for one in finalists([*tried, Tried(3, "complete", (0.4, 3.0), {}, {"whole": 1.0})], 2)] == [3]
+
+
+def test_hypervolumes_are_compared_from_one_corner_when_two_searches_ran() -> None:
+    wide, narrow = (
+        [Tried(at, "complete", values, {}) for at, values in enumerate(points)]
+        for points in ([(0.9, 1.0), (0.7, 0.5)], [(0.8, 1.0), (0.6, 2.0)])
+    )
+    found = compared(wide, narrow)
+    assert found["hypervolume"] > found["hypervolume_random"] > 0
+    assert compared(narrow, wide) == {"hypervolume": found["hypervolume_random"], "hypervolume_random": found["hypervolume"]}

@@ -84,6 +84,26 @@ class Couplings:
         """List the indices of a parameter's axis that are left."""
         return np.flatnonzero(~np.isin(self.axes[key], list(removed)))
 
+    def spared(self, removed: Iterable[int]) -> list[int]:
+        """Leave out of some units, in their order, those that would be the last of a layer, which may hold a part of a family only."""
+        left = [set(units.tolist()) for units in self.axes.values()]
+        homes: dict[int, list[set[int]]] = {}
+        for axis in left:
+            for unit in axis:
+                homes.setdefault(unit, []).append(axis)
+        gone = []
+        for unit in removed:
+            if all(len(axis) > 1 for axis in homes[unit]):
+                gone.append(unit)
+                for axis in homes[unit]:
+                    axis.discard(unit)
+        return gone
+
+    def emptied(self, removed: Collection[int]) -> tuple[str, int]:
+        """Name a layer that would lose all of an axis, and how many that are; ("", 0) if none would."""
+        lost = ((name, len(units)) for (name, _), units in self.axes.items() if len(units) and np.isin(units, list(removed)).all())
+        return next(((name.rpartition(".")[0] or name, count) for name, count in lost), ("", 0))
+
     def touched(self, removed: Collection[int]) -> Iterable[tuple[str, int, Ints]]:
         """Name each parameter, axis and the indices on it that are removed."""
         for (name, axis), units in self.axes.items():

@@ -47,17 +47,15 @@ def without(module: nn.Module, couplings: Couplings, removed: Collection[int], i
     Args:
         module: is not changed.
         couplings: of it.
-        removed: units of its families; every family must keep one.
+        removed: units of its families; every layer must keep one.
         inputs: some rows, on which the result is compared with `masked`.
 
     Raises:
-        ValueError: a family would be empty, or the module's code cannot compute with the sizes that are left.
+        ValueError: a layer would be empty, or the module's code cannot compute with the sizes that are left.
     """
-    for family in couplings.families:
-        if set(family.units) <= set(removed):
-            raise ValueError(
-                f"a layer must keep a channel, neuron or head, '{family.name}' would lose all of its {len(family.units)}; lower the rate."
-            )
+    layer, count = couplings.emptied(removed)
+    if layer:
+        raise ValueError(f"a layer must keep a channel, neuron or head, '{layer}' would lose all of its {count}; lower the rate.")
     tensors = [torch.from_numpy(np.require(one[:_COMPARED_ROWS], requirements=["C", "W"])) for one in inputs.values()]
     cut = _cut(module, couplings, removed)
     with torch.no_grad():

@@ -101,12 +101,12 @@ def weakest_first(family: Family, importance: Mapping[int, float]) -> list[int]:
 
 
 def units_to_remove(couplings: Couplings, widths: Mapping[str, int], importance: Mapping[int, float]) -> list[int]:
-    """Name the least important units of every family beyond its width."""
-    return [
+    """Name the least important units of every family beyond its width; the last one of a layer stays."""
+    return couplings.spared(
         unit
         for family in couplings.families
         for unit in weakest_first(family, importance)[: max(0, len(family.units) - widths.get(family.name, len(family.units)))]
-    ]
+    )
 
 
 def search_share(speedup_of: Callable[[float], float], wanted: float) -> tuple[float, list[Tried]]:

@@ -1,4 +1,4 @@
-"""A search over networks within a session: the study and its rival, what is trained in full, and what is said of it."""
+"""A search over networks within a session: the study and its rival, and what is trained in full."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_opt import measure
 from mlflow_opt.data import Split
 from mlflow_opt.export import exporting
 from mlflow_opt.records import Param, Variant
 from mlflow_opt.rows.batches import take, text_digest
-from mlflow_opt.runs import candidates, tracking
-from mlflow_opt.runs.outcome import Row
+from mlflow_opt.runs import candidates
 from mlflow_opt.search import searching, studies
 from mlflow_opt.search.executors import Pool
 from mlflow_opt.search.searching import Budget, Tried
@@ -27,6 +25,7 @@ from mlflow_opt.search.studies import Plan, Sampler
 from mlflow_opt.session import Session
 from mlflow_opt.workbench import curves
 from mlflow_opt.workbench.retraining import Course
+from mlflow_opt.workbench.search_findings import RUNTIME
 from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
 
 if TYPE_CHECKING:
@@ -34,12 +33,13 @@ if TYPE_CHECKING:
 
     from mlflow_opt.architectures.network_space import Facts
     from mlflow_opt.architectures.network_trials import Scoring
+    from mlflow_opt.networks.checkpoints import Epoch
     from mlflow_opt.networks.losses import Arrays
     from mlflow_opt.networks.network_learners import Form
+    from mlflow_opt.networks.training import Fitted
 
 logger = logging.getLogger(__name__)
 
-RUNTIME, RIVAL = "runtime_only", "mobilenetv2"
 DIRECTIONS = ("maximize", "minimize")
 OBJECTIVES = ("score", "relative_latency")
 # Of the train rows, for scoring trials: rows that choose must not teach.
@@ -47,6 +47,8 @@ _HELD_OUT = 0.2
 _TIMED_ROWS = 64
 # Of the MobileNetV2 that is trained where no model was given.
 FIRST_EPOCHS = 12
+# Draws weights to zero in the full training of what is to be pruned afterwards.
+_L1 = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Hunt:
         course: trains what is trained in full.
         scoring: evaluates trials.
         epochs: of a full training.
+        l1: draws weights to zero in full trainings, 0 does not.
+        histories: of the full trainings.
     """
 
     work: Session
@@ -66,6 +70,8 @@ class Hunt:
     course: Course
     scoring: Scoring
     epochs: int
+    l1: float = 0.0
+    histories: dict[str, tuple[Sequence[Epoch], int]] = field(default_factory=dict)
 
     def plan(self, sampler: Sampler, workers: int) -> Plan:
         """Describe a study; its name says what is searched and on which rows, so that the same command finds it again."""
@@ -108,25 +114,33 @@ class Hunt:
             raise ValueError(f"at least one trial must complete, none of {len(every)} did: {every[-1].why if every else 'none ran'}")
         if plan.sampler != "random":
             runs.draw()
-        self.work.findings += runs.told(every)
+        self.work.findings += [*runs.told(every), *_too_short(every, budget)]
         return every
 
     def train(self, name: str, module: nn.Module, params: Mapping[str, Param]) -> nn.Module:
         """Train a network in full, add it as a variant, and give it."""
         from mlflow_opt.architectures.network_trials import full_settings, loss_of
 
-        settings = full_settings(len(self.course.train.targets), self.epochs, self.work.seed)
+        settings = replace(full_settings(len(self.course.train.targets), self.epochs, self.work.seed), l1=self.l1)
         # Named by what it is: a search that goes on may find others first.
         key = f"{name}_{text_digest(str(sorted(params.items())))[:8]}"
         fitted = self.course.fit(key, module, settings, loss_of(self.facts))
-        self.add(name, fitted.module, params, {"epochs_run": float(len(fitted.history)), "train_seconds": fitted.seconds})
-        curves.log(self.work.candidates[-1].run_id, fitted.history)
+        self.add(name, fitted, {**params, "l1": self.l1})
         return fitted.module
 
-    def add(self, name: str, module: nn.Module, params: Mapping[str, Param], figures: Mapping[str, float]) -> None:
+    def add(self, name: str, fitted: Fitted, params: Mapping[str, Param]) -> None:
         """Add a trained network as a variant."""
-        self.work.add(Variant(name, self.work.retrained(name, module), params))
-        candidates.note(self.work.candidates[-1], figures)
+        self.work.add(Variant(name, self.work.retrained(name, fitted.module), params))
+        self.note(float(len(fitted.history)), fitted.seconds)
+        self.histories[name] = (fitted.history, 0)
+
+    def note(self, epochs: float, seconds: float) -> None:
+        """Write what every variant has beside what is measured of it: its training, and its multiplications."""
+        from mlflow_opt.architectures.multiplications import macs_of
+
+        made = self.work.candidates[-1]
+        known = {"epochs_run": epochs, "train_seconds": seconds, "macs": macs_of(made.model, self.work.example)}
+        candidates.note(made, known)
 
     def told(self, tried: Tried) -> dict[str, Param]:
         """Say what a trial proposed and what the search saw of it."""
@@ -148,7 +162,7 @@ class Hunt:
 
 
 @contextmanager
-def start(work: Session, space: str, epochs: int, search_epochs: int) -> Iterator[Hunt]:
+def start(work: Session, space: str, epochs: int, search_epochs: int, *, prunable: bool = False) -> Iterator[Hunt]:
     """Open a search in a session, with the unchanged model in the runtime as the first variant and the one to beat.
 
     Args:
@@ -156,13 +170,14 @@ def start(work: Session, space: str, epochs: int, search_epochs: int) -> Iterato
         space: the user's own, or `""`.
         epochs: of a full training.
         search_epochs: of a whole trial.
+        prunable: draw weights to zero in full trainings, so that what is found loses less by pruning.
 
     Raises:
         ValueError: the data or the model do not fit.
     """
     import optuna
 
-    from mlflow_opt.architectures.network_space import build, facts_of
+    from mlflow_opt.architectures.network_space import facts_of
     from mlflow_opt.architectures.network_trials import Scoring, rungs_of
     from mlflow_opt.flavours.torch_modules import TorchRuntime
     from mlflow_opt.networks.network_learners import NetworkLearner
@@ -170,11 +185,9 @@ def start(work: Session, space: str, epochs: int, search_epochs: int) -> Iterato
     single = work.task.kind == "binary" and work.model.predict(work.example).ndim == 1
     facts = facts_of(work.split, single)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Says at once if the space cannot be, and what the arguments of its networks are called.
-    blank = build(optuna.create_study().ask(), facts, space, work.seed)
+    blank = _blank(facts, space, work.seed)
     runtime = work.dropin(RUNTIME, exporting.to_onnx(work.model, work.example, work.task))
     work.add(Variant(RUNTIME, runtime, {"method": "none"}))
-    candidates.note(work.candidates[-1], {"epochs_run": 0.0, "train_seconds": 0.0})
     form: Form = "logit" if single else "logits" if work.task.classes else "values"
     learner = NetworkLearner(work.model, blank, TorchRuntime(work.model, blank), work.task, form, facts.scale_of_target)
     train, validation, folder = learner.arrays(work.split.train), learner.arrays(work.split.calibration), _folder(work, space)
@@ -184,7 +197,10 @@ def start(work: Session, space: str, epochs: int, search_epochs: int) -> Iterato
     if not isinstance(timed, dict):
         raise TypeError("a search over networks needs arrays, the data are a table.")
     scoring = Scoring(facts, space, *parts, form, rungs_of(search_epochs), runtime.path, timed, folder, work.seed, work.threads)
-    yield Hunt(work, facts, Course(work, learner, train, validation, folder), scoring, epochs)
+    hunt = Hunt(work, facts, Course(work, learner, train, validation, folder), scoring, epochs, _L1 * prunable)
+    hunt.note(0.0, 0.0)
+    yield hunt
+    curves.publish(work.parent.run_id, hunt.histories)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -216,84 +232,56 @@ def train_first(split: Split, folder: Path, seed: int) -> Path:
 
 
 def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
-    """Pick trials of the Pareto front that were trained to the end, spread along it."""
+    """Pick trials of the Pareto front, spread along it; those that were trained to the end if there are any."""
     from mlflow_opt.architectures.network_trials import WHOLE
 
-    return searching.best([one for one in tried if one.metrics.get(WHOLE)], DIRECTIONS, count)
+    whole = [one for one in tried if one.metrics.get(WHOLE)]
+    return searching.best(whole or list(tried), DIRECTIONS, count)
 
 
 def add_pruned(hunt: Hunt, module: nn.Module, rate: float = 0.5) -> None:
     """Remove a share of a found network's multiplications, fine-tune it for half of a full training, and add it."""
+    from mlflow_opt.pruning.weight_sparsity import sparsity
     from mlflow_opt.workbench.pruning_variants import Trainer, Wish
     from mlflow_opt.workbench.structured_pruning import pruned
 
+    name = f"searched_pruned_{round(100 * rate)}"
     learner = replace(hunt.course.learner, module=module)
     trainer = Trainer(replace(hunt.course, learner=learner), Wish(rates=(rate,), epochs=max(1, hunt.epochs // 2)))
-    fitted, share = pruned(trainer, f"searched_pruned_{round(100 * rate)}", 1 - rate)
-    known = {"epochs_run": float(len(fitted.history)), "train_seconds": fitted.seconds}
-    params: dict[str, Param] = {"method": "searched, then pruned", "share_of_macs": share}
-    hunt.add(f"searched_pruned_{round(100 * rate)}", fitted.module, params, known)
+    fitted, share = pruned(trainer, name, 1 - rate)
+    hunt.add(name, fitted, {"method": "searched, then pruned", "share_of_macs": share})
+    hunt.work.findings.append(
+        f"{name}: {share:.0%} of the multiplications are left. Because it was to be pruned, the network was trained with an L1 term; "
+        f"{sparsity(module):.0%} of its weights were zero before."
+    )
 
 
-def compared(found: Sequence[Tried], rival: Sequence[Tried]) -> dict[str, float]:
-    """Compare the fronts of two searches by hypervolume, from the worst corner that either has seen.
+def _blank(facts: Facts, space: str, seed: int) -> nn.Module:
+    """Build some network of the space: it says at once if the space cannot be, and what its arguments are called."""
+    import optuna
 
-    Returns:
-        `hypervolume` and `hypervolume_random`.
-    """
-    from mlflow_opt.architectures.network_trials import hypervolume
+    from mlflow_opt.architectures.network_space import build
 
-    points = [[(one.values[0], one.values[1]) for one in tried if one.state == "complete"] for tried in (found, rival)]
-    every = [*points[0], *points[1]]
-    # A little beyond the worst, so that the worst point itself counts.
-    worst = (min(score for score, _ in every), 1.01 * max(latency for _, latency in every))
-    return {"hypervolume": hypervolume(points[0], worst), "hypervolume_random": hypervolume(points[1], worst)}
+    study, refused = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)), ValueError()
+    # A space may refuse some of its own proposals: these are failed trials, no reason to end the search.
+    for _ in range(searching.HOPELESS):
+        try:
+            return build(study.ask(), facts, space, seed)
+        except ValueError as error:
+            refused = error
+    raise refused
 
 
-def advise(work: Session, rows: Sequence[Row], searched: Mapping[str, float], volumes: Mapping[str, float]) -> list[str]:
-    """Say what the figures mean: the runtime's share, the gain over what was there, the rival, and how far the search flattered itself."""
-    known = {row.name: row.metrics for row in rows if "latency_p50_ms" in row.metrics}
-    if RUNTIME not in known:
+def _too_short(tried: Sequence[Tried], budget: Budget) -> list[str]:
+    """Say so if the time was too short for one trial."""
+    if len(tried) > 1 or not 0 < budget.seconds < tried[0].seconds:
         return []
-    told = [f"The runtime alone answers one row {known[RUNTIME]['speedup']:.2f}x as fast as the baseline."]
-    mobile = known.get(RIVAL)
-    for name in searched:
-        mine = known.get(name)
-        if mine is not None:
-            told.append(_against(name, mine, known[RUNTIME], "the baseline in the same runtime", work.headline))
-            told += [_against(name, mine, mobile, RIVAL, work.headline)] if mobile else []
-    if volumes:
-        tracking.log_values(work.parent.run_id, volumes)
-        better = "dominates more than" if volumes["hypervolume"] > volumes["hypervolume_random"] else "does not beat"
-        told.append(
-            f"The search's front {better} random search's of the same budget: hypervolume {volumes['hypervolume']:.4f} against "
-            f"{volumes['hypervolume_random']:.4f}."
-        )
-    return [*told, *_gap(work, rows, searched)]
-
-
-def _gap(work: Session, rows: Sequence[Row], searched: Mapping[str, float]) -> list[str]:
-    """Compare the score that a search saw with that on gate rows; the choice has been made."""
-    made = {one.variant.name: one.model for one in work.candidates}
-    name = next((row.name for row in rows if row.standing == "chosen" and row.name in searched), next(iter(searched), ""))
-    if not name:
-        return []
-    which = "accuracy" if work.task.classes else "r2"
-    unseen = measure.quality(made[name], work.split.gate, work.task, work.own).values[which]
-    tracking.log_values(work.parent.run_id, {"search_score": searched[name], "unseen_score": unseen, "search_gap": searched[name] - unseen})
-    rows_seen = len(work.split.gate.labels)
     return [
         (
-            f"{name}: {which} {searched[name]:.4f} in the search (short training, train rows held out), {unseen:.4f} on {rows_seen} "
-            f"gate rows after full training: a gap of {searched[name] - unseen:+.4f}."
+            f"time_budget_s={budget.seconds:g} is shorter than a trial ({tried[0].seconds:.0f} s): only the first was run, to its end, and "
+            f"that is no search; give {20 * tried[0].seconds:.0f} or more."
         )
     ]
-
-
-def _against(name: str, mine: Mapping[str, float], other: Mapping[str, float], whom: str, headline: str) -> str:
-    faster, smaller = other["latency_p50_ms"] / mine["latency_p50_ms"], mine["parameters"] / other["parameters"]
-    gained = mine[headline] - other[headline]
-    return f"{name} against {whom}: {faster:.2f}x as fast, {smaller:.2f} of its parameters, {headline} {gained:+.4f}."
 
 
 def _cut(rows: Arrays, part: slice) -> Arrays:
