@@ -87,6 +87,24 @@ def test_to_onnx_keeps_users_own_converters_when_done(tmp_path: Path) -> None:
     assert dict(sklearn_operator_name_map) == before
 
 
+def test_to_onnx_gives_one_file_when_operator_sets_are_listed_in_any_order(tmp_path: Path) -> None:
+    from sklearn.ensemble import RandomForestClassifier
+
+    # skl2onnx lists them in the order of a Python set, which differs from process to process.
+    table, values = zoo.housing()
+    labels = (values > np.median(values)).astype(int)
+    model = zoo.save(tmp_path / "m", RandomForestClassifier(5, random_state=0).fit(table, labels), table)
+    proto = exporting.to_onnx(model, table[:100], zoo.BINARY).proto
+    rows, found = {proto.graph.input[0].name: table[:100].to_numpy(float)}, set()
+    for reverse in (False, True):
+        proto.opset_import.sort(key=lambda one: one.domain, reverse=reverse)
+        onnx.save(proto, tmp_path / f"{reverse}.onnx")
+        again = exporting.to_onnx(models.load(str(tmp_path / f"{reverse}.onnx")), rows, zoo.BINARY)
+        found.add(again.proto.SerializeToString())
+    assert len(proto.opset_import) > 1
+    assert len(found) == 1
+
+
 def test_to_onnx_leaves_model_alone_when_exported(tmp_path: Path) -> None:
     table, labels = zoo.telco()
     model = zoo.save(tmp_path / "m", zoo.SKLEARN["voting_soft"].make(table).fit(table[zoo.TRAINED], labels[zoo.TRAINED]), table)

@@ -72,11 +72,17 @@ def to_onnx(model: Model, example: Any, task: Task, *, single: bool = False) -> 
     for graph in exporters[model.flavour](model, rows):
         doubt = compare(graph, rows, wanted)
         if not doubt:
-            # skl2onnx names each graph at random; the same model must give the same file.
-            graph.proto.graph.name = "model"
-            return graph
+            return _settled(graph)
         logger.info("An export of %s is not used: %s", model.uri or model.path, doubt)
     raise ValueError(f"an export must answer as the model does, and this one does not: {doubt}; the model has no ONNX form here.")
+
+
+def _settled(graph: OnnxGraph) -> OnnxGraph:
+    """Take out of an export what differs from process to process: the same model must give the same file."""
+    # skl2onnx names each graph at random, and lists the operator sets in the order of a Python set.
+    graph.proto.graph.name = "model"
+    graph.proto.opset_import.sort(key=lambda one: one.domain)
+    return graph
 
 
 def _check_width(scores: np.ndarray, task: Task) -> None:
