@@ -41,7 +41,7 @@ from mlflow_opt.search.searching import Budget, Tried
 from mlflow_opt.search.studies import Plan
 from mlflow_opt.session import Session
 from mlflow_opt.signature import run
-from mlflow_opt.tables import learners
+from mlflow_opt.tables import learners, table_audit
 from mlflow_opt.tables.cross_validation import Folds, fold_of
 from mlflow_opt.tables.learners import Learner
 from mlflow_opt.tables.table_search import Scoring, Timer, fit_all, refit
@@ -270,6 +270,7 @@ def tune(
         runtime = work.dropin(RUNTIME, exporting.to_onnx(work.model, work.example, work.task))
         work.add(Variant(RUNTIME, runtime, {"trained": "as given"}))
         rows = folds_of(work, folds)
+        work.findings += table_audit.suspicions(rows.rows, rows.labels, rows.task)
         scoring = Scoring(space_of(learner, rows, timed, work.params), rows, work.headline, timer_of(work, runtime) if timed else None)
         plan = plan_of(work, scoring, work.params)
         runs = TrialRuns(work, plan, (work.headline, "relative_latency")[: len(plan.directions)], trials)

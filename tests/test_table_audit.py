@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_opt import data
 from mlflow_opt.records import Task
-from mlflow_opt.tables.table_audit import audit, imbalance
+from mlflow_opt.tables.table_audit import audit, imbalance, suspicions
 
 BINARY = Task("binary", (0, 1))
 
@@ -63,6 +63,15 @@ def test_audit_names_a_leak_when_the_target_is_not_binary(kind: str) -> None:
     task = Task("multiclass", (0, 1, 2, 3)) if kind == "multiclass" else Task("regression")
     rows = pd.DataFrame({"late": labels * 10.0 + 3, "honest": labels + rng.normal(size=800) * 2})
     assert list(audit(rows, labels, task).leaks) == ["late"]
+
+
+def test_suspicions_are_in_the_log_when_a_column_holds_the_target(caplog: pytest.LogCaptureFixture) -> None:
+    rows, labels = table()
+    assert suspicions(rows, labels, BINARY) == []
+    found = suspicions(rows.assign(late=labels * 2.0), labels, BINARY)
+    assert len(found) == 1
+    assert "'late' predicts the target almost alone" in found[0]
+    assert found[0] in caplog.text
 
 
 def test_audit_names_columns_that_say_nothing_when_there_are_some() -> None:

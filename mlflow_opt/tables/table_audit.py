@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import pandas as pd
 from mlflow_opt.measurement.scoring import weighted
 from mlflow_opt.records import Task
 from mlflow_opt.tables import column_codes
+
+logger = logging.getLogger(__name__)
 
 # A column that explains so much of the target alone, or ranks the classes so well, is suspected to hold it.
 LEAK_SHARE, LEAK_AUC = 0.9, 0.99
@@ -57,7 +60,7 @@ class Audit:
         """Say what may make every figure of a model wrong."""
         return [
             f"Column {name!r} predicts the target almost alone ({how}): if it is known only after the fact, every figure here is too good; "
-            f"leave it out with exclude={name}."
+            f"leave it out (exclude={name} of baseline and select_features)."
             for name, how in self.leaks.items()
         ]
 
@@ -113,6 +116,14 @@ def audit(rows: pd.DataFrame, labels: np.ndarray, task: Task) -> Audit:
         leaks=_leaks(rows[usable], labels, task),
         imbalance=imbalance(labels, task),
     )
+
+
+def suspicions(rows: pd.DataFrame, labels: np.ndarray, task: Task) -> list[str]:
+    """Name the columns that may hold the target, in the log at once and for the report: whoever searches finds the leak first."""
+    found = audit(rows, labels, task).warnings
+    for text in found:
+        logger.warning("%s", text)
+    return found
 
 
 def imbalance(labels: np.ndarray, task: Task) -> str:
