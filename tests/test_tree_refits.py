@@ -40,6 +40,20 @@ def test_judged_sees_probabilities_close_to_the_mean_when_the_ranking_is_kept() 
     assert good.lost(good) == 0
 
 
+def test_judged_adds_the_standard_error_when_answers_differ_row_by_row() -> None:
+    def lost(count: int) -> float:
+        rows = zoo.table(count, holes=False)
+        ruler, rng = _ruler(rows), np.random.default_rng(0)
+        sure = 1 / (1 + np.exp(-zoo.signal(rows)))
+        good, other = (ruler.judge(np.clip(sure + 0.1 * rng.normal(size=count), 0.01, 0.99)) for _ in range(2))
+        assert good.lost(good) == 0
+        # Whichever is the better one: what the two lose against each other would else add up to nothing.
+        return good.lost(other) + other.lost(good)
+
+    few, many = lost(200), lost(3200)
+    assert 0 < many < few / 2
+
+
 def test_judged_turns_a_metric_that_should_be_small() -> None:
     rows = zoo.table(100)
     ruler = Ruler(rows, zoo.signal(rows), zoo.REGRESSION, "rmse")

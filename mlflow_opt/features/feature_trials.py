@@ -22,7 +22,7 @@ from mlflow_opt.features import feature_ranking
 from mlflow_opt.features.feature_ranking import Ranking
 from mlflow_opt.features.feature_samples import SCREENED, Sample, several_threads
 from mlflow_opt.measurement import scoring
-from mlflow_opt.measurement.influence import influence
+from mlflow_opt.measurement.influence import pull
 from mlflow_opt.records import Policy, Quantity, Task
 from mlflow_opt.tables.learners import Learner
 
@@ -246,16 +246,10 @@ def _drops(
     rows = sum(len(ours.labels) for ours, _ in pairs)
     if name in _WITHOUT_INTERVAL:
         return {f"drop_{name}": Quantity(drop, drop, drop, rows)}
-    pulls = [_pull(name, ours) - _pull(name, theirs) for ours, theirs in pairs]
-    spread = math.sqrt(sum(w**2 * float(pull.var()) / len(pull) for w, pull in zip(weights, pulls, strict=True)))
+    pulls = [pull(name, ours) - pull(name, theirs) for ours, theirs in pairs]
+    spread = math.sqrt(sum(w**2 * float(one.var()) / len(one) for w, one in zip(weights, pulls, strict=True)))
     reach = NormalDist().inv_cdf((1 + level) / 2) * spread
     found = {f"drop_{name}": Quantity(drop, drop - reach, drop + reach, rows)}
     if scale:
         found[f"rel_drop_{name}"] = Quantity(drop / scale, (drop - reach) / scale, (drop + reach) / scale, rows)
     return found
-
-
-def _pull(name: str, scored: scoring.Scored) -> npt.NDArray[np.float64]:
-    if name == "accuracy":
-        return np.asarray(scored.answers == scored.labels, dtype=float)
-    return np.asarray(influence(name, scored.task, scored.labels, scored.outputs, scored.outputs, scored.threshold))

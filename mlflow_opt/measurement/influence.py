@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_opt.measurement.scoring import AVERAGED, Floats, averaged, decided, f1_parts, terms
+from mlflow_opt.measurement.scoring import AVERAGED, Floats, Scored, averaged, decided, f1_parts, terms
 from mlflow_opt.records import Task
 
 # Slopes of averages are taken over this share of one row's weight.
@@ -49,6 +49,18 @@ def influence(name: str, task: Task, labels: npt.NDArray[np.generic], outputs: F
         return _average_precision(labels == 1, outputs[:, 1], asked[:, 1])
     columns: Iterable[int] = [1] if task.kind == "binary" else range(len(task.classes))
     return np.asarray(np.mean([_area(labels == code, outputs[:, code], asked[:, code]) for code in columns], axis=0))
+
+
+def pull(name: str, scored: Scored) -> Floats:
+    """Give every row's part in a metric of some answers, whose spread over the root of n is the metric's standard error.
+
+    Args:
+        name: a quality metric, but for precision_at_k.
+        scored: the answers.
+    """
+    if name == "accuracy":
+        return np.asarray(scored.answers == scored.labels, dtype=float)
+    return influence(name, scored.task, scored.labels, scored.outputs, scored.outputs, scored.threshold)
 
 
 def _f1(task: Task, labels: npt.NDArray[np.generic], answers: npt.NDArray[np.int64], asked: npt.NDArray[np.int64]) -> Floats:

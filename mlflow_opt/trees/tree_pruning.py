@@ -3,7 +3,10 @@
 Two ways without training: the first rounds of the model as it is, and subtrees merged into leaves. Nothing here sees selection
 or gate rows: a size is found on others, and whether it holds is somebody else's verdict.
 
-Source: Breiman, Friedman, Olshen, Stone, "Classification and Regression Trees", 1984.
+A loss stands here with its standard error on top (the one-standard-error rule, turned around: as small as is safe, not as large):
+of some hundred sizes and settings the smallest that seems to hold is the one that was lucky.
+
+Source: Breiman, Friedman, Olshen, Stone, "Classification and Regression Trees", 1984; the rule is in section 3.4.3.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import pandas as pd
 
 from mlflow_opt import metrics
 from mlflow_opt.export.exporting import OnnxGraph
+from mlflow_opt.measurement.influence import pull
 from mlflow_opt.measurement.own_metrics import OwnMetric
 from mlflow_opt.measurement.scoring import score
 from mlflow_opt.records import Task
@@ -37,19 +41,30 @@ _LEAF_SHARES = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 
 @dataclass(frozen=True)
 class Judged:
-    """How good answers are: the headline metric, turned so that larger is better, and the log loss (0 for a regression)."""
+    """How good answers are.
+
+    Args:
+        headline: the metric, turned so that larger is better.
+        log_loss: 0 for a regression.
+        pull: every row's part in the headline, shape (n,).
+    """
 
     headline: float
     log_loss: float
+    pull: np.ndarray
 
     def lost(self, reference: Judged) -> float:
-        """Give what these answers lose against a reference: in the headline, or in log loss where that says more.
+        """Give what these answers lose against a reference on the same rows: in the headline, or in log loss where that says more.
 
         The headline of a binary task is a ranking's, which five small boosting rounds can have right while every probability
         is still close to the mean and no row is answered with the rarer class. Log loss sees that.
+
+        Returns:
+            The headline's loss has its standard error on top: 0 for equal answers, little for nearly equal ones.
         """
         worse = (self.log_loss - reference.log_loss) / max(reference.log_loss, _LEAST_LOG_LOSS)
-        return max(reference.headline - self.headline, _LOG_LOSS_WEIGHT * worse)
+        error = float((self.pull - reference.pull).std()) / math.sqrt(len(self.pull))
+        return max(reference.headline - self.headline + error, _LOG_LOSS_WEIGHT * worse)
 
 
 @dataclass(frozen=True)
@@ -75,16 +90,17 @@ class Ruler:
     def judge(self, scores: np.ndarray) -> Judged:
         """Judge answers: (n, classes) probabilities, (n,) of the later class, or values."""
         columns = np.stack([1 - scores, scores], axis=1) if self.task.kind == "binary" and scores.ndim == 1 else scores
-        values = score(self.task, self.labels, columns, self.own, self.threshold).values
+        scored = score(self.task, self.labels, columns, self.own, self.threshold)
+        values = scored.values
         if self.headline not in values:
             raise ValueError(f"{self.headline} must be defined on the {len(self.labels)} validation rows, which it is not; give more rows.")
         sign = 1.0 if metrics.larger_is_better(self.headline) else -1.0
-        return Judged(sign * values[self.headline], values.get("log_loss", 0.0))
+        return Judged(sign * values[self.headline], values.get("log_loss", 0.0), pull(self.headline, scored))
 
 
 @dataclass(frozen=True)
 class Point:
-    """A size, and what a model of that size loses: of `Judged.lost`."""
+    """A size, and what a model of that size loses at one standard error's distance: of `Judged.lost`."""
 
     size: float
     lost: float
