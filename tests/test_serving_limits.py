@@ -182,7 +182,7 @@ def test_server_shows_what_it_serves_when_asked(serving_models: Mapping[str, Pat
         assert (await http.get("/invocations")).status_code == 404
         shown = (await http.get("/version")).json()
         assert shown["mlflow"] == mlflow.__version__
-        assert (shown["fast_path"], shown["batching"], shown["verdict"]["outcome"]) == ("lightgbm", "yes", "NONE")
+        assert (shown["fast_path"], shown["batching"], shown["verdict"]["outcome"]) == ("lightgbm, trees by onnxruntime", "yes", "NONE")
         assert "secret" not in json.dumps(shown)
         metrics = (await http.get("/metrics")).text
         assert 'mlflow_opt_requests_total{path="fast",status="200"} 1.0' in metrics

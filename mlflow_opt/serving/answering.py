@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from mlflow_opt.serving.cache import Flights, MemoryCache, RedisCache
+from mlflow_opt.serving.engines import Chunk
 from mlflow_opt.serving.live import Live
 from mlflow_opt.serving.replies import Reply, refusal
 from mlflow_opt.serving.served import Served
@@ -45,6 +46,14 @@ class Answerer:
             return None
         self._lookups.add("hit")
         return Reply(200, found, "cache")
+
+    def straight(self, body: bytes, content_type: str) -> tuple[Served, Chunk] | None:
+        """Read a request that needs nothing but the fast path's next call, None if it is another."""
+        served = self._live.served
+        if self._fetch is not None or served.facts.settings.cache != "off":
+            return None
+        chunk = served.read(body, content_type)
+        return (served, chunk) if chunk is not None else None
 
     async def answer(self, body: bytes, content_type: str) -> Reply:
         """Answer a request."""

@@ -16,6 +16,7 @@ from typing import Any, cast
 from mlflow_opt.serving import telemetry as counting
 from mlflow_opt.serving.answering import Answerer
 from mlflow_opt.serving.deadlines import Deadlines
+from mlflow_opt.serving.heads import Desk, read_headers
 from mlflow_opt.serving.live import Live
 from mlflow_opt.serving.replies import Reply, Send, deliver, refusal
 from mlflow_opt.serving.settings import Settings
@@ -49,8 +50,9 @@ class Application:
         self.live = Live(model, settings, fixed, self.telemetry)
         self.draining = False
         self.taken = 0
-        self._deadlines = Deadlines()
-        self._answerer = Answerer(self.live, settings, self.telemetry)
+        self.deadlines = Deadlines()
+        self.desk = Desk(settings.deadline_ms)
+        self.answerer = Answerer(self.live, settings, self.telemetry)
         self._most = int(settings.max_body_mb * 1e6)
         self._routes = make_routes(self)
         self._arriving = 0
@@ -74,7 +76,7 @@ class Application:
         if self._flushing is not None:
             self._flushing.cancel()
         await self.live.stop()
-        await self._answerer.close()
+        await self.answerer.close()
 
     async def _flush(self) -> None:
         """Hand the counts over, for whichever worker is asked for them."""
@@ -84,7 +86,7 @@ class Application:
 
     async def _invoke(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
-        content_type, length, deadline_ms = _read_headers(scope["headers"], self.settings.deadline_ms)
+        content_type, length, deadline_ms = read_headers(scope["headers"], self.settings.deadline_ms)
         if length > self._most:
             reply = _too_large(self.settings.max_body_mb)
         else:
@@ -98,25 +100,24 @@ class Application:
         # A request is answered in a task of its own; there is always one.
         task = cast("asyncio.Task[None]", asyncio.current_task())
         body: bytes | Reply | None = None
-        self._deadlines.enter(task, seconds)
+        self.deadlines.enter(task, seconds)
         try:
             body = await self._read_body(receive)
             if isinstance(body, Reply):
                 return body
-            return self._answerer.at_once(body, content_type) or await self._answer(body, content_type)
+            return self.answerer.at_once(body, content_type) or await self._answer(body, content_type)
         except asyncio.CancelledError:
-            if not self._deadlines.ended(task):
+            if not self.deadlines.ended(task):
                 raise
             if body is not None:
-                # The status and the words of MLflow's scoring server.
-                return refusal(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")
+                return too_late()
             return _unread(408, "DEADLINE_EXCEEDED", f"a request must arrive within {seconds:g} s; send its body faster.")
         # A fault of ours or of the model's own code ends this request, with a status that monitoring sees, and no other.
         except Exception:
             logger.exception("A request could not be answered.")
             return refusal(500, "INTERNAL_ERROR", "the server failed to answer; its log says why.")
         finally:
-            self._deadlines.leave(task)
+            self.deadlines.leave(task)
 
     async def _answer(self, body: bytes, content_type: str) -> Reply:
         """Answer a request that has arrived, if the queue has room: who sends slowly takes nobody's place in it."""
@@ -124,7 +125,7 @@ class Application:
             return _busy(self.settings.queue)
         self.taken += 1
         try:
-            return await self._answerer.answer(body, content_type)
+            return await self.answerer.answer(body, content_type)
         finally:
             self.taken -= 1
 
@@ -154,17 +155,9 @@ class Application:
         return b"".join(parts)
 
 
-def _read_headers(headers: list[tuple[bytes, bytes]], deadline_ms: float) -> tuple[str, int, float]:
-    content_type, length = "", 0
-    for name, value in headers:
-        if name == b"content-type":
-            content_type = value.decode("latin-1")
-        elif name == b"content-length":
-            length = int(value) if value.isdigit() else 0
-        elif name == b"x-deadline-ms":
-            wanted = int(value) if value.isdigit() else 0
-            deadline_ms = min(deadline_ms, wanted) if wanted else deadline_ms
-    return content_type, length, deadline_ms
+def too_late() -> Reply:
+    """Answer a request whose time is up by the status and the words of MLflow's scoring server."""
+    return refusal(504, "DEADLINE_EXCEEDED", "Request processing time exceeded limit")
 
 
 def _busy(queue: int) -> Reply:

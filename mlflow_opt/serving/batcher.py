@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from mlflow_opt.serving.answers import Answers, divide
 from mlflow_opt.serving.engines import Chunk
@@ -22,6 +23,8 @@ from mlflow_opt.serving.engines import Chunk
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[Chunk]], Answers]
+# From the answers of a call and the rows of each request to what each request gets.
+Share = Callable[[Answers, Sequence[int]], Sequence[Any]]
 _STEPS = 8
 
 
@@ -52,10 +55,32 @@ class Pace:
     inline_s: float = 2e-3
 
 
-@dataclass(slots=True)
-class _Waiting:
-    chunk: Chunk
-    answer: asyncio.Future[Answers]
+class Taker(Protocol):
+    """Who waits for an answer."""
+
+    @property
+    def gone(self) -> bool:
+        """Tell whether nobody waits any more."""
+
+    def take(self, answer: Any) -> None:
+        """Be given the answer, or `CallFailed`; only asked while not `gone`."""
+
+
+class _Awaiting:
+    """A taker that hands over to a coroutine."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def gone(self) -> bool:
+        return self.future.done()
+
+    def take(self, answer: Any) -> None:
+        if isinstance(answer, CallFailed):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
 
 
 class Window:
@@ -78,17 +103,18 @@ class Window:
 class Batcher:
     """The queue in front of one loaded model."""
 
-    def __init__(self, run: Run, pace: Pace, record: Callable[[int], object] = int) -> None:
+    def __init__(self, run: Run, pace: Pace, record: Callable[[int], object] = int, share: Share = divide) -> None:
         """Prepare; nothing runs yet.
 
         Args:
             run: the model's call.
             pace: how to call it.
             record: told the rows of every call.
+            share: makes what each request gets out of a call's answers.
 
         """
-        self._run, self._pace, self._record = run, pace, record
-        self._queue: deque[_Waiting] = deque()
+        self._run, self._pace, self._record, self._share = run, pace, record, share
+        self._queue: deque[tuple[Chunk, Taker]] = deque()
         self._rows = 0
         self._window = Window(pace.window_s)
         self._looked = 0
@@ -106,20 +132,23 @@ class Batcher:
         """Return the wait in use."""
         return self._window.current
 
-    def submit(self, chunk: Chunk) -> asyncio.Future[Answers]:
-        """Queue a request; the future gives its rows' answers, or `CallFailed`."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answers] = loop.create_future()
-        self._queue.append(_Waiting(chunk, answer))
+    def submit(self, chunk: Chunk) -> asyncio.Future[Any]:
+        """Queue a request; the future gives its share of the answers, or `CallFailed`."""
+        waiting = _Awaiting()
+        self.put(chunk, waiting)
+        return waiting.future
+
+    def put(self, chunk: Chunk, taker: Taker) -> None:
+        """Queue a request of somebody who is called back, which spares the event loop a task and a future."""
+        self._queue.append((chunk, taker))
         self._rows += chunk.rows
         if self._timer is not None and self._rows >= self._pace.max_batch:
             self._timer.cancel()
-            loop.call_soon(self._waited)
+            asyncio.get_running_loop().call_soon(self._waited)
             self._timer = None
         elif not self._busy:
             self._busy = True
-            loop.call_soon(self._look)
-        return answer
+            asyncio.get_running_loop().call_soon(self._look)
 
     def close(self) -> None:
         """Let the thread end once its call has ended; what waits is still answered."""
@@ -144,19 +173,19 @@ class Batcher:
         if not batch:
             self._next()
             return
-        rows = sum(one.chunk.rows for one in batch)
+        chunks = [chunk for chunk, _ in batch]
+        rows = sum(chunk.rows for chunk in chunks)
         self._record(rows)
         if self._pace.call_s + self._pace.row_s * rows <= self._pace.inline_s:
-            self._answer(batch, self._call([one.chunk for one in batch]))
+            self._answer(batch, self._call(chunks))
             self._next()
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="model-call")
-        chunks = [one.chunk for one in batch]
         running = asyncio.get_running_loop().run_in_executor(self._pool, self._call, chunks)
         running.add_done_callback(lambda done: self._done(batch, done))
 
-    def _done(self, batch: list[_Waiting], done: asyncio.Future[list[Answers | CallFailed]]) -> None:
+    def _done(self, batch: list[tuple[Chunk, Taker]], done: asyncio.Future[list[Any]]) -> None:
         if done.cancelled():
             self._answer(batch, [CallFailed("the server is closing") for _ in batch])
         else:
@@ -170,27 +199,27 @@ class Batcher:
             # What came during the call has waited enough.
             asyncio.get_running_loop().call_soon(self._flush)
 
-    def _take(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take(self) -> list[tuple[Chunk, Taker]]:
+        batch: list[tuple[Chunk, Taker]] = []
         rows = 0
         while self._queue:
-            one = self._queue[0]
-            if batch and rows + one.chunk.rows > self._pace.max_batch:
+            chunk, taker = self._queue[0]
+            if batch and rows + chunk.rows > self._pace.max_batch:
                 break
-            self._queue.popleft()
-            self._rows -= one.chunk.rows
+            self._rows -= chunk.rows
             # Whose deadline passed while waiting is gone, and costs nothing any more.
-            if not one.answer.done():
-                batch.append(one)
-                rows += one.chunk.rows
+            if not taker.gone:
+                batch.append(self._queue[0])
+                rows += chunk.rows
+            self._queue.popleft()
         return batch
 
-    def _call(self, chunks: list[Chunk]) -> list[Answers | CallFailed]:
+    def _call(self, chunks: list[Chunk]) -> list[Any]:
         """Call the model for all, and if that fails for each alone, so that nobody fails for a neighbour's rows."""
         if not self._pace.joins and len(chunks) > 1:
             return [answer for chunk in chunks for answer in self._call([chunk])]
         try:
-            return list(divide(self._run(chunks), [chunk.rows for chunk in chunks]))
+            return list(self._share(self._run(chunks), [chunk.rows for chunk in chunks]))
         # Whatever the runtime raises belongs to one of the requests; it is answered there by MLflow's own code.
         except Exception as error:  # noqa: BLE001
             if len(chunks) == 1:
@@ -198,11 +227,12 @@ class Batcher:
                 return [CallFailed(str(error))]
             return [answer for chunk in chunks for answer in self._call([chunk])]
 
-    def _answer(self, batch: list[_Waiting], answers: Sequence[Answers | CallFailed]) -> None:
-        for one, answer in zip(batch, answers, strict=True):
-            if one.answer.done():
+    def _answer(self, batch: list[tuple[Chunk, Taker]], answers: Sequence[Any]) -> None:
+        for (_, taker), answer in zip(batch, answers, strict=True):
+            if taker.gone:
                 continue
-            if isinstance(answer, CallFailed):
-                one.answer.set_exception(answer)
-            else:
-                one.answer.set_result(answer)
+            try:
+                taker.take(answer)
+            # What goes wrong while one is answered must not keep the others, or the next call, from theirs.
+            except Exception:
+                logger.exception("An answer could not be handed over.")

@@ -7,30 +7,37 @@ requests every few milliseconds costs next to nothing, and a deadline needs no b
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 _LOOK_S = 0.01
 
 
+class Cancellable(Protocol):
+    """What answers a request: a task, or something that says False when it has ended the request by itself."""
+
+    def cancel(self) -> bool:
+        """End it."""
+
+
 class Deadlines:
-    """The tasks that answer requests, and until when each may."""
+    """What answers requests, and until when each may."""
 
     def __init__(self) -> None:
-        """Begin with no task."""
-        self._open: dict[asyncio.Task[Any], float] = {}
-        self._expired: set[asyncio.Task[Any]] = set()
+        """Begin with no request."""
+        self._open: dict[Cancellable, float] = {}
+        self._expired: set[Cancellable] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, task: asyncio.Task[Any], seconds: float) -> None:
-        """Watch a task; it is cancelled once its time is up."""
+    def enter(self, one: Cancellable, seconds: float) -> None:
+        """Watch one; it is cancelled once its time is up."""
         loop = asyncio.get_running_loop()
-        self._open[task] = loop.time() + seconds
+        self._open[one] = loop.time() + seconds
         if self._timer is None:
             self._timer = loop.call_later(_LOOK_S, self._look)
 
-    def leave(self, task: asyncio.Task[Any]) -> None:
-        """Stop watching a task."""
-        self._open.pop(task, None)
+    def leave(self, one: Cancellable) -> None:
+        """Stop watching one."""
+        self._open.pop(one, None)
 
     def ended(self, task: asyncio.Task[Any]) -> bool:
         """Tell, on `CancelledError`, whether the task was cancelled from here; it may then go on, to answer so."""
@@ -43,8 +50,8 @@ class Deadlines:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for task in [task for task, until in self._open.items() if until <= now]:
-            del self._open[task]
-            self._expired.add(task)
-            task.cancel()
+        for one in [one for one, until in self._open.items() if until <= now]:
+            del self._open[one]
+            if one.cancel():
+                self._expired.add(one)
         self._timer = loop.call_later(_LOOK_S, self._look) if self._open else None

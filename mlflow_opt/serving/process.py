@@ -6,18 +6,21 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.supervisors.multiprocess import Multiprocess, Process
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 from mlflow_opt.serving import settings as options
 from mlflow_opt.serving import versions
 from mlflow_opt.serving.app import Application
 from mlflow_opt.serving.settings import Settings
+from mlflow_opt.serving.wire import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -25,36 +28,26 @@ logger = logging.getLogger(__name__)
 _ENVIRONMENT = "MLFLOW_OPT_SERVING"
 
 
-class DrainingServer(uvicorn.Server):
-    """A server that goes on answering for a moment after SIGTERM.
+class DrainingApplication(Application):
+    """An application that goes on answering for a moment after SIGTERM.
 
     uvicorn closes idle connections at once: a request that is on its way on one of them is lost. Here the server first
     answers `/ready` with 503 and every request with `connection: close`, so that clients and load balancers go elsewhere.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        """Take uvicorn's configuration."""
-        super().__init__(config)
-        self._leaving = False
+    async def start(self) -> None:
+        """Load, and put the draining before what uvicorn does on a signal; it has its handlers by now, in any of its workers."""
+        await super().start()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, partial(self._leave, signal.getsignal(one)))
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def _leave(self, before: Any, received: int, frame: FrameType | None) -> None:
         """Begin to leave; a second signal leaves at once."""
-        application = self.config.loaded_app
-        if self._leaving or not isinstance(application, Application) or not self.started:
-            super().handle_exit(sig, frame)
+        if self.draining:
+            before(received, frame)
             return
-        self._leaving = True
-        application.draining = True
-        asyncio.get_running_loop().call_later(application.settings.drain_s, super().handle_exit, sig, None)
-
-
-class _Worker(Process):
-    @property
-    def server(self) -> uvicorn.Server:
-        """Return the worker's server, one that drains."""
-        if self._server is None:
-            self._server = DrainingServer(config=self.config)
-        return self._server
+        self.draining = True
+        asyncio.get_running_loop().call_later(self.settings.drain_s, before, received, None)
 
 
 def serve(model: str, settings: Settings, fixed: frozenset[str], host: str, port: int) -> None:
@@ -74,7 +67,7 @@ def serve(model: str, settings: Settings, fixed: frozenset[str], host: str, port
     workers = _workers(model, settings, fixed)
     logger.info("Serving %s on http://%s:%d with %d worker%s.", model, host, port, workers, "s" if workers > 1 else "")
     if workers == 1:
-        application = Application(model, settings, fixed)
+        application = DrainingApplication(model, settings, fixed)
         application.live.load()
         _serve_alone(_configured(application, host, port, workers))
         return
@@ -82,27 +75,16 @@ def serve(model: str, settings: Settings, fixed: frozenset[str], host: str, port
     config = _configured("mlflow_opt.serving.process:make_application", host, port, workers)
     with tempfile.TemporaryDirectory(prefix="mlflow-opt-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        Supervisor(config, sockets=[config.bind_socket()]).run()
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
 
 
-class Supervisor(Multiprocess):
-    """uvicorn's supervisor with workers that drain: it starts a worker again that dies."""
-
-    def init_processes(self) -> None:
-        """Start the workers."""
-        for _ in range(self.processes_num):
-            process: Any = _Worker(self.config, self.sockets)
-            process.start()
-            self.processes.append(process)
-
-
-def make_application() -> Application:
+def make_application() -> DrainingApplication:
     """Make a worker's application from what the starting process left in the environment."""
     from mlflow_opt.signature import log_to_stderr
 
     log_to_stderr()
     said = json.loads(os.environ[_ENVIRONMENT])
-    application = Application(said["model"], options.from_json(said["settings"]), frozenset(said["fixed"]))
+    application = DrainingApplication(said["model"], options.from_json(said["settings"]), frozenset(said["fixed"]))
     try:
         application.live.load()
     except ValueError as error:
@@ -122,6 +104,7 @@ def _configured(application: Application | str, host: str, port: int, workers: i
         log_level="warning",
         access_log=False,
         backlog=4096,
+        http=Wire,
         server_header=False,
         # It would wrap the application, and costs every request a look at its headers; nothing here needs a client's address.
         proxy_headers=False,
@@ -129,7 +112,7 @@ def _configured(application: Application | str, host: str, port: int, workers: i
 
 
 def _serve_alone(config: uvicorn.Config) -> None:
-    server = DrainingServer(config)
+    server = uvicorn.Server(config)
     try:
         server.run()
     except KeyboardInterrupt:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
-from mlflow_opt.serving.answers import Answers, finite, plain
+from mlflow_opt.serving.answers import Answers, divide, finite, plain
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -27,17 +28,33 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def predictions(answers: Answers) -> Reply:
-    """Write predictions as MLflow does: an object with the key `predictions`.
+def written(answers: Answers, sizes: Sequence[int]) -> list[bytes]:
+    """Write each request's predictions as MLflow does: an object with the key `predictions`.
 
     Numbers are first turned into Python's: a single-precision score is then written with the digits of the double it is,
     as MLflow writes it, and a reader gets the same bits.
+
+    Example:
+        >>> written(np.array([0.5, 1.0, 2.0]), [1, 2])
+        [b'{"predictions":[0.5]}', b'{"predictions":[1.0,2.0]}']
+
+    Args:
+        answers: of one call of the model.
+        sizes: rows of each request, in order.
+
+    Raises:
+        ValueError: there are not as many rows as were asked for.
     """
-    values = plain(answers)
-    if not finite(answers):
-        # JSON has no NaN; MLflow writes it nevertheless, and its clients read it.
-        return Reply(200, json.dumps({"predictions": values}).encode(), "fast")
-    return Reply(200, orjson.dumps({"predictions": values}), "fast")
+    if isinstance(answers, np.ndarray) and answers.ndim and sum(sizes) == len(sizes) == len(answers) and finite(answers):
+        # The usual case under load, in one pass: a row for each request.
+        return [orjson.dumps({"predictions": [value]}) for value in answers.tolist()]
+    return [_written(part) for part in divide(answers, sizes)]
+
+
+def _written(part: Answers) -> bytes:
+    said = {"predictions": plain(part)}
+    # JSON has no NaN; MLflow writes it nevertheless, and its clients read it.
+    return orjson.dumps(said) if finite(part) else json.dumps(said).encode()
 
 
 def refusal(status: int, code: str, message: str, *headers: tuple[bytes, bytes]) -> Reply:

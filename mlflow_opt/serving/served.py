@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from mlflow_opt import models
 from mlflow_opt.serving import settings as options
 from mlflow_opt.serving import versions
-from mlflow_opt.serving.batcher import Batcher, CallFailed, Pace
+from mlflow_opt.serving.batcher import Batcher, CallFailed, Pace, Taker
 from mlflow_opt.serving.engines import Chunk, Engine, Unsuitable, open_engine
 from mlflow_opt.serving.probing import alike_in_batches, requests_like, texts_of
-from mlflow_opt.serving.replies import Reply, predictions
+from mlflow_opt.serving.replies import Reply, written
 from mlflow_opt.serving.scoring import Scorer, example_request
 from mlflow_opt.serving.settings import Settings
 from mlflow_opt.serving.versions import Standing, Version
@@ -83,7 +81,7 @@ class Served:
         chunk = self.read(body, content_type)
         if chunk is not None and self._batcher is not None:
             try:
-                return predictions(await self._batcher.submit(chunk))
+                return Reply(200, await self._batcher.submit(chunk), "fast")
             except CallFailed:
                 logger.debug("The fast path refused a request; MLflow's own code answers it.")
         loop = asyncio.get_running_loop()
@@ -93,12 +91,13 @@ class Served:
         """Read a request for the fast path, None if it is not for it."""
         if self._engine is None or content_type != _JSON:
             return None
-        try:
-            payload = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            # Python's parser accepts more (NaN), and MLflow says what is wrong with the rest.
-            return None
-        return self._engine.read(payload)
+        return self._engine.read(body)
+
+    def put(self, chunk: Chunk, taker: Taker) -> None:
+        """Queue a request that `read` has read; the taker gets the body of its answer, or `CallFailed`."""
+        if self._batcher is None:
+            raise RuntimeError("only what read() has read may be queued.")
+        self._batcher.put(chunk, taker)
 
     def retire(self) -> None:
         """Free the threads once nobody is being answered any more."""
@@ -140,7 +139,7 @@ def load(version: Version, given: Settings, fixed: frozenset[str], record: Calla
     samples = _samples(model.path, scorer)
     engine, why = _engine(model.path, scorer, chosen, samples)
     pace, batches = _pace(engine, chosen, samples)
-    batcher = Batcher(engine.run, pace, record) if engine else None
+    batcher = Batcher(engine.run, pace, record, written) if engine else None
     facts = Facts(known, model.digest, proven, engine.name if engine else f"pyfunc: {why}", batches, chosen)
     logger.info("Loaded %s (%s, verdict %s, batching: %s).", version.pinned, facts.engine, proven.outcome, batches)
     return Served(facts, scorer, engine, batcher)
@@ -163,12 +162,12 @@ def _engine(folder: Path, scorer: Scorer, chosen: Settings, samples: list[bytes]
         return None, str(error)
     compared = 0
     for body in samples[:_COMPARED]:
-        chunk = engine.read(orjson.loads(body))
+        chunk = engine.read(body)
         wanted = scorer.answer(body, _JSON)
         if chunk is None or wanted.status != 200:
             continue
         compared += 1
-        if json.loads(predictions(engine.run([chunk])).body) != json.loads(wanted.body):
+        if json.loads(written(engine.run([chunk]), [chunk.rows])[0]) != json.loads(wanted.body):
             logger.warning("The fast path answers otherwise than pyfunc, so it is not used: %s.", folder)
             return None, "the fast path's answers differ from pyfunc's"
     return (engine, "") if compared else (None, "no request could be made up to compare the fast path with pyfunc; save an input example")
@@ -178,7 +177,7 @@ def _pace(engine: Engine | None, chosen: Settings, samples: list[bytes]) -> tupl
     """Find out how long calls take, and whether a batch answers as its rows do alone."""
     if engine is None:
         return Pace(), "no: pyfunc"
-    found = [chunk for chunk in (engine.read(orjson.loads(body)) for body in samples) if chunk is not None and _takes(engine, chunk)]
+    found = [chunk for chunk in (engine.read(body) for body in samples) if chunk is not None and _takes(engine, chunk)]
     one = next((chunk for chunk in found if chunk.rows == 1), found[0])
     short = _seconds(engine, [one])
     if chosen.batching == "off":
