@@ -117,21 +117,63 @@ def test_server_goes_on_when_a_worker_dies(serving_models: Mapping[str, Path], t
     with start(tmp_path, server_command(serving_models["booster"], "--workers", "2")) as running:
         assert closed_loop(running.port, _requests(20), 8, 0.5).failed == 0
         counted = requests.get(f"{running.uri}/metrics", timeout=5).text
-        children = [int(pid) for pid in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()]
-        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = _workers(running)
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         time.sleep(1)
         # New connections: those of the dead worker are gone, with what was in flight on them.
         assert closed_loop(running.port, _requests(20), 8, 0.5).failed == 0
         for _ in range(100):
-            children = [int(pid) for pid in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()]
-            alive = [pid for pid in children if pid != workers[0] and "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+            alive = [pid for pid in _workers(running) if pid != workers[0]]
             if len(alive) == 2:
                 break
             time.sleep(0.1)
         assert len(alive) == 2
     assert 'mlflow_opt_requests_total{path="fast",status="200"}' in counted
+
+
+@pytest.mark.slow
+def test_server_loses_no_request_when_its_workers_are_replaced(serving_models: Mapping[str, Path], tmp_path: Path) -> None:
+    with start(tmp_path, server_command(serving_models["booster"], "--workers", "2")) as running:
+        before = set(_workers(running))
+        answers: list[int] = []
+        done = threading.Event()
+
+        def keep_asking() -> None:
+            with requests.Session() as session:
+                while not done.is_set():
+                    answers.append(session.post(f"{running.uri}/invocations", data=split(numbers(1)), headers=JSON, timeout=20).status_code)
+                    # Well within the time for which a worker that leaves goes on answering.
+                    time.sleep(0.005)
+
+        threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        # Twice: those that came instead must leave as gently as those that were there first.
+        for _ in range(2):
+            running.process.send_signal(signal.SIGHUP)
+            until = time.monotonic() + 120
+            while before & set(_workers(running)) or len(_workers(running)) != 2:
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            before = set(_workers(running))
+        done.set()
+        for thread in threads:
+            thread.join(30)
+    assert set(answers) == {200}
+    assert len(answers) > 100
+
+
+def _workers(running: Running) -> list[int]:
+    children = [int(pid) for pid in Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()]
+    return [pid for pid in children if "spawn_main" in _command_of(pid)]
+
+
+def _command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 @pytest.mark.slow

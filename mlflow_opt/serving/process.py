@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # How the supervisor tells its workers what to serve: they are fresh processes.
 _ENVIRONMENT = "MLFLOW_OPT_SERVING"
+# Until a worker must have loaded its model, and until a silent one counts as hung: importing and loading hold Python's lock.
+_WORKER_S = 120
 
 
 class DrainingApplication(Application):
@@ -104,6 +106,7 @@ def _configured(application: Application | str, host: str, port: int, workers: i
         log_level="warning",
         access_log=False,
         backlog=4096,
+        timeout_worker_healthcheck=_WORKER_S,
         http=Wire,
         server_header=False,
         # It would wrap the application, and costs every request a look at its headers; nothing here needs a client's address.
