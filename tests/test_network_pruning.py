@@ -3,9 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow.pytorch
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import Tensor, nn
 
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.runs.outcome import Row
@@ -14,6 +20,22 @@ from mlflow_opt.workbench.structured_pruning import wanted_speedup
 from recipes.prune import prune
 from recipes.quantize import quantize
 from tests import stripes
+
+
+class Deciding(nn.Module):
+    """Decides by a value, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.scores = nn.Linear(144, 8), nn.Linear(8, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.hidden(image.flatten(1))
+        if found.mean() > 0:
+            found = torch.relu(found)
+        scores: Tensor = self.scores(found)
+        return scores
+
 
 GIVEN = {"method": "all", "rates": "0.5,0.7", "importance": "taylor", "epochs": 6, "steps": 2, "speedup": 0.0}
 LENIENT = "validation_criteria:\n  - {metric: accuracy, max_drop: 0.9}\n  - {metric: speedup, min: 0.001}\n"
@@ -144,3 +166,16 @@ def test_prune_sets_zeros_in_every_way_when_asked_for_unstructured(given: dict[s
 def test_prune_refuses_when_a_way_of_trees_is_asked_for_a_network(method: Any, given: dict[str, Any], tracking_uri: str) -> None:
     with pytest.raises(ValueError, match="structured, unstructured for arrays"):
         prune(**given, method=method)
+
+
+@pytest.mark.parametrize("method", ["structured", "unstructured"])
+def test_prune_refuses_and_names_the_place_when_forward_decides_by_values(method: Any, tmp_path: Path, tracking_uri: str) -> None:
+    pictures = stripes.pictures(tmp_path, rows=400)
+    given, answered = (Schema([TensorSpec(np.dtype("float32"), (-1, width))]) for width in (144, 4))
+    signature, model = ModelSignature(given, answered), str(tmp_path / "deciding")
+    kept = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
+    mlflow.pytorch.save_model(Deciding().eval(), model, signature=signature, **kept)
+    rows = np.load(pictures)
+    np.savez(pictures, image=rows["image"].reshape(-1, 144), target=rows["target"])
+    with pytest.raises(ValueError, match=r"cannot be followed at 'if found.mean\(\) > 0:' \(line \d+ of test_network_pruning.py\)"):
+        prune(model=model, data=str(pictures), method=method)

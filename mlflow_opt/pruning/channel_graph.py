@@ -149,6 +149,19 @@ def couplings_of(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> Couplin
     return Couplings(families, axes, grouped, sized, products)
 
 
+def require_followed(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse a network whose `forward` decides by values: it can be neither exported nor compared with a pruned one.
+
+    Args:
+        module: in evaluation mode.
+        arrays: some rows for each argument of its `forward`.
+
+    Raises:
+        ValueError: names the place.
+    """
+    _exported(module, arrays)
+
+
 def _left(units: Ints, removed: Collection[int]) -> float:
     return 1.0 - float(np.isin(units, list(removed)).mean())
 

@@ -38,9 +38,9 @@ def prune_network(work: Session, wish: Wish) -> None:
     Raises:
         ValueError: the network cannot be trained, or nothing of it can be removed.
     """
+    _require_followed(work, wish.method)
     with retraining.start(work) as course:
         trainer = Trainer(course, wish)
-        # Refuses what cannot be followed before anything is trained.
         runtime = trainer.add_unpruned()
         candidates.note(work.baseline, under_stress(work, work.model))
         trainer.add(DENSE, course.learner.module, {"method": "none"})
@@ -69,6 +69,19 @@ def advise(rows: Sequence[Row], headline: str) -> list[str]:
                 f"{lost['damaged_']:+.4f} on damaged rows."
             )
     return told + _on_zeros(timed, dense)
+
+
+def _require_followed(work: Session, method: Method) -> None:
+    """Refuse what cannot be pruned before anything is trained or exported, and name the place in the user's code."""
+    from mlflow_opt.networks.network_learners import learner_for
+    from mlflow_opt.pruning.channel_graph import couplings_of, require_followed
+
+    learner = learner_for(work.model, work.split)
+    rows = learner.inputs(work.calibration(3))
+    if method == "unstructured":
+        require_followed(learner.module, rows)
+    else:
+        couplings_of(learner.module, rows)
 
 
 def _on_zeros(timed: Mapping[str, Mapping[str, float]], dense: Mapping[str, float]) -> list[str]:
