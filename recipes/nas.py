@@ -6,8 +6,9 @@ the data allow, or where the budget holds fewer than about twenty trials; then r
 
 Every trial is timed in ONNX Runtime in turns with the model to beat, then trained in rungs, of which only the better half by
 Pareto rank goes on, from the weights of the trial it has most in common with. Because a search flatters itself, trials on
-the Pareto front are trained afresh on all train rows and judged on rows that no trial saw, and the gap is reported. Random
-search gets the same budget, `mobilenetv2` (where a model was given) the same training, `runtime_only` tells the runtime's share.
+the Pareto front are trained afresh on all train rows and judged on rows that no trial saw, and the gap is reported. The search
+begins with the smallest network of its space and the one in its middle. Random search gets the same budget and no such start,
+`mobilenetv2` (where a model was given) the same training, `runtime_only` tells the runtime's share.
 
 A one-shot supernet was left out: inherited weights give trials that are worth ranking after one epoch, and train what is served.
 

@@ -163,7 +163,10 @@ def test_blank_network_is_built_when_a_space_refuses_some_of_its_proposals(tmp_p
         "    return torch.nn.Linear(shape[0], outputs)\n"
     )
     facts = Facts("numbers", (5,), {"outputs": 3, "shift": 0.0, "spread": 1.0})
-    assert all(isinstance(_blank(facts, f"{path}:space", seed), torch.nn.Linear) for seed in range(3))
+    for seed in range(3):
+        module, ranges = _blank(facts, f"{path}:space", seed)
+        assert isinstance(module, torch.nn.Linear)
+        assert set(ranges) == {"share"}
 
 
 def test_finalists_are_any_trials_when_none_was_trained_to_the_end() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mlflow_opt import data
 from mlflow_opt.architectures.inheritance import inherit, shared
-from mlflow_opt.architectures.network_space import Facts, build, facts_of, mobilenet
+from mlflow_opt.architectures.network_space import Facts, anchors, build, facts_of, mobilenet
 from mlflow_opt.architectures.network_trials import hypervolume, rungs_of, survives
 from mlflow_opt.architectures.searched_networks import SearchedCNN, SearchedMLP
 from mlflow_opt.networks.trainable import load_trainable, save_trainable
@@ -56,6 +56,19 @@ def test_space_builds_the_same_network_when_trial_and_seed_are_the_same(tmp_path
     facts = facts_of(split_of("picture", tmp_path))
     first, second = (build(asked(1), facts, "", 5).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["picture", "numbers", "tokens"])
+def test_anchors_are_networks_of_the_space_when_built(name: str, tmp_path: Path) -> None:
+    facts, trial = facts_of(split_of(name, tmp_path)), optuna.create_study().ask()
+    build(trial, facts, "", 0)
+    sizes = [
+        sum(one.numel() for one in build(optuna.trial.FixedTrial(params), facts, "", 0).parameters())
+        for params in anchors(trial.distributions)
+    ]
+    others = [sum(one.numel() for one in build(asked(seed), facts, "", 0).parameters()) for seed in range(5)]
+    assert sizes[0] < sizes[1]
+    assert sizes[0] <= min(others)
 
 
 def test_space_answers_in_the_targets_units_when_it_is_a_regression(tmp_path: Path) -> None:

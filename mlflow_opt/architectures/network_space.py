@@ -6,7 +6,7 @@ residuals, expansion), Howard et al. 2019, "Searching for MobileNetV3" (kernels 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,6 +124,20 @@ def build(trial: BaseTrial, facts: Facts, space: str, seed: int) -> nn.Module:
         return _own(trial, facts, space) if space else _standardised(_BUILDERS[facts.kind](trial, facts), facts)
 
 
+def anchors(ranges: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the smallest network of a space and the one in its middle: what a search tries first, so that its front starts wide.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution, IntDistribution
+        >>> anchors({"width": IntDistribution(8, 48, step=8), "kernel": CategoricalDistribution((3, 5))})
+        [{'width': 8, 'kernel': 3}, {'width': 24, 'kernel': 3}]
+
+    Args:
+        ranges: Optuna's distributions by name; of a choice the first is taken.
+    """
+    return [{name: _at(one, share) for name, one in ranges.items()} for share in (0.0, 0.5)]
+
+
 def mobilenet(facts: Facts, seed: int, multiplier: float = 0.5) -> nn.Module:
     """Build MobileNetV2 for small pictures, half as wide as the paper's."""
     small = facts.side < _SMALL
@@ -133,6 +147,16 @@ def mobilenet(facts: Facts, seed: int, multiplier: float = 0.5) -> nn.Module:
         return SearchedCNN(
             _picture(facts), facts.target, mobilenet_stages(multiplier, small), int(32 * multiplier), _stem_stride(facts), head
         )
+
+
+def _at(distribution: Any, share: float) -> Any:
+    """Read a value off a distribution at a share of its extent."""
+    if hasattr(distribution, "choices"):
+        return distribution.choices[0]
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step:
+        return low + step * int(share * (high - low) / step)
+    return low * (high / low) ** share if distribution.log else low + share * (high - low)
 
 
 def _own(trial: BaseTrial, facts: Facts, space: str) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from mlflow_opt.search.studies import Plan, Sampler
 from mlflow_opt.session import Session
 from mlflow_opt.workbench import curves
 from mlflow_opt.workbench.retraining import Course
-from mlflow_opt.workbench.search_findings import RUNTIME
+from mlflow_opt.workbench.search_findings import RUNTIME, too_short
 from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Hunt:
         course: trains what is trained in full.
         scoring: evaluates trials.
         epochs: of a full training.
+        ranges: of the space, by name.
         l1: draws weights to zero in full trainings, 0 does not.
         histories: of the full trainings.
     """
@@ -70,6 +71,7 @@ class Hunt:
     course: Course
     scoring: Scoring
     epochs: int
+    ranges: Mapping[str, Any]
     l1: float = 0.0
     histories: dict[str, tuple[Sequence[Epoch], int]] = field(default_factory=dict)
 
@@ -96,11 +98,15 @@ class Hunt:
         Raises:
             ValueError: no trial completed.
         """
+        from mlflow_opt.architectures.network_space import anchors
+
         if not crew.is_here:
             raise ValueError("a search over networks keeps weights and models in files of this machine; use workers of this machine.")
         runs = TrialRuns(self.work, plan, OBJECTIVES, budget.trials)
         study = studies.open_study(plan, plan.seed)
         studies.close_stale(plan, study)
+        if plan.sampler != "random":
+            studies.warm(plan, study, anchors(self.ranges), self.ranges)
         scoring = replace(self.scoring, folder=self.scoring.folder / plan.name)
         scoring.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -114,7 +120,7 @@ class Hunt:
             raise ValueError(f"at least one trial must complete, none of {len(every)} did: {every[-1].why if every else 'none ran'}")
         if plan.sampler != "random":
             runs.draw()
-        self.work.findings += [*runs.told(every), *_too_short(every, budget)]
+        self.work.findings += [*runs.told(every), *too_short(every, budget)]
         return every
 
     def train(self, name: str, module: nn.Module, params: Mapping[str, Param]) -> nn.Module:
@@ -185,7 +191,7 @@ def start(work: Session, space: str, epochs: int, search_epochs: int, *, prunabl
     single = work.task.kind == "binary" and work.model.predict(work.example).ndim == 1
     facts = facts_of(work.split, single)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    blank = _blank(facts, space, work.seed)
+    blank, ranges = _blank(facts, space, work.seed)
     runtime = work.dropin(RUNTIME, exporting.to_onnx(work.model, work.example, work.task))
     work.add(Variant(RUNTIME, runtime, {"method": "none"}))
     form: Form = "logit" if single else "logits" if work.task.classes else "values"
@@ -197,7 +203,7 @@ def start(work: Session, space: str, epochs: int, search_epochs: int, *, prunabl
     if not isinstance(timed, dict):
         raise TypeError("a search over networks needs arrays, the data are a table.")
     scoring = Scoring(facts, space, *parts, form, rungs_of(search_epochs), runtime.path, timed, folder, work.seed, work.threads)
-    hunt = Hunt(work, facts, Course(work, learner, train, validation, folder), scoring, epochs, _L1 * prunable)
+    hunt = Hunt(work, facts, Course(work, learner, train, validation, folder), scoring, epochs, ranges, _L1 * prunable)
     hunt.note(0.0, 0.0)
     yield hunt
     curves.publish(work.parent.run_id, hunt.histories)
@@ -256,8 +262,8 @@ def add_pruned(hunt: Hunt, module: nn.Module, rate: float = 0.5) -> None:
     )
 
 
-def _blank(facts: Facts, space: str, seed: int) -> nn.Module:
-    """Build some network of the space: it says at once if the space cannot be, and what its arguments are called."""
+def _blank(facts: Facts, space: str, seed: int) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Build some network of the space, which says at once if the space cannot be, and give it with the ranges that were asked."""
     import optuna
 
     from mlflow_opt.architectures.network_space import build
@@ -265,23 +271,12 @@ def _blank(facts: Facts, space: str, seed: int) -> nn.Module:
     study, refused = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)), ValueError()
     # A space may refuse some of its own proposals: these are failed trials, no reason to end the search.
     for _ in range(searching.HOPELESS):
+        trial = study.ask()
         try:
-            return build(study.ask(), facts, space, seed)
+            return build(trial, facts, space, seed), trial.distributions
         except ValueError as error:
             refused = error
     raise refused
-
-
-def _too_short(tried: Sequence[Tried], budget: Budget) -> list[str]:
-    """Say so if the time was too short for one trial."""
-    if len(tried) > 1 or not 0 < budget.seconds < tried[0].seconds:
-        return []
-    return [
-        (
-            f"time_budget_s={budget.seconds:g} is shorter than a trial ({tried[0].seconds:.0f} s): only the first was run, to its end, and "
-            f"that is no search; give {20 * tried[0].seconds:.0f} or more."
-        )
-    ]
 
 
 def _cut(rows: Arrays, part: slice) -> Arrays:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mlflow_opt import measure
 from mlflow_opt.runs import tracking
 from mlflow_opt.runs.outcome import Row
-from mlflow_opt.search.searching import Tried
+from mlflow_opt.search.searching import Budget, Tried
 from mlflow_opt.session import Session
 
 RUNTIME, RIVAL = "runtime_only", "mobilenetv2"
@@ -26,6 +26,23 @@ def compared(found: Sequence[Tried], rival: Sequence[Tried]) -> dict[str, float]
     # A little beyond the worst, so that the worst point itself counts.
     worst = (min(score for score, _ in every), 1.01 * max(latency for _, latency in every))
     return {"hypervolume": hypervolume(points[0], worst), "hypervolume_random": hypervolume(points[1], worst)}
+
+
+def too_short(tried: Sequence[Tried], budget: Budget) -> list[str]:
+    """Say so if the time was too short for one trial.
+
+    Args:
+        tried: all trials of the study.
+        budget: that it had.
+    """
+    if len(tried) > 1 or not 0 < budget.seconds < tried[0].seconds:
+        return []
+    return [
+        (
+            f"time_budget_s={budget.seconds:g} is shorter than a trial ({tried[0].seconds:.0f} s): only the first was run, to its end, and "
+            f"that is no search; give {20 * tried[0].seconds:.0f} or more."
+        )
+    ]
 
 
 def advise(work: Session, rows: Sequence[Row], searched: Mapping[str, float], volumes: Mapping[str, float]) -> list[str]:
