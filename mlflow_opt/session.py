@@ -23,6 +23,7 @@ from mlflow_opt.flavours.model_files import TRAINABLE
 from mlflow_opt.models import Model
 from mlflow_opt.networks import trainable
 from mlflow_opt.records import Policy, Variant, Verdict
+from mlflow_opt.reports.report import Exhibit
 from mlflow_opt.runs import aftermath, candidates, choosing, outcome, proof, tracking
 from mlflow_opt.runs.candidates import Candidate
 from mlflow_opt.runs.choosing import Aim
@@ -64,6 +65,7 @@ class Session(Workshop):
         self.candidates: list[Candidate] = []
         self.recorded: list[Candidate] = []
         self.findings: list[str] = []
+        self.exhibits: list[Exhibit] = []
         self._inputs = proof.dataset_inputs(self.split)
         self._progress = Progress(recipe)
         self._open: set[str] = set()
@@ -142,6 +144,7 @@ class Session(Workshop):
         closing = outcome.Closing(
             self.recipe, self.params, rows, self.headline, tuple(self.findings), self.target.name, version, self.aim, facts, scored
         )
+        closing = replace(closing, exhibits=tuple(self.exhibits))
         outcome.publish(self.parent.run_id, closing, proved, self.policy)
         if chosen:
             tracking.log_tags(self.parent.run_id, {tracking.CHOSEN: chosen.model.model_id, tracking.CHOSEN_RUN: chosen.run_id})

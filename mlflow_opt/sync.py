@@ -17,7 +17,7 @@ import yaml
 
 from mlflow_opt.declaration.entries import Entry, entries, helps
 from mlflow_opt.declaration.parameter import Parameter, to_text
-from mlflow_opt.generation import policy_reference, quoted
+from mlflow_opt.generation import policy_reference, quoted, recipe_guides
 from mlflow_opt.signature import guard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,11 +61,13 @@ def generated(root: Path, found: Sequence[Entry]) -> dict[Path, str]:
         Path -> text.
 
     Raises:
-        ValueError: README.md or docs/policy.md lacks its markers, docs/faq.md quotes what no benchmark wrote, or a requirement
-            has no pin in constraints.txt.
+        ValueError: README.md, docs/policy.md or docs/recipes.md lacks its markers, a page quotes what no benchmark wrote, or a
+            requirement has no pin in constraints.txt.
     """
-    readme, reference, faq = root / "README.md", root / "docs" / "policy.md", root / "docs" / "faq.md"
+    readme, reference, faq, guides = root / "README.md", *(root / "docs" / f"{name}.md" for name in ("policy", "faq", "recipes"))
+    results = root / "benchmarks" / "results"
     listed = filled(readme, {"recipes": readme_table(found)})
+    told = recipe_guides.filled(guides.read_text(encoding="utf-8"), found, (*COMMON, "budget_s"))
     metadata = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = read_pins((root / "constraints.txt").read_text(encoding="utf-8"))
     return {
@@ -73,7 +75,8 @@ def generated(root: Path, found: Sequence[Entry]) -> dict[Path, str]:
         root / "conda.yaml": _NOTE.format(source="pyproject.toml or constraints.txt") + _yaml(conda(metadata, pins)),
         readme: listed,
         reference: filled(reference, {name: write() for name, write in _POLICY.items()}),
-        faq: quoted.requoted(faq.read_text(encoding="utf-8"), root / "benchmarks" / "results"),
+        faq: quoted.requoted(faq.read_text(encoding="utf-8"), results),
+        guides: quoted.requoted(told, results),
     }
 
 

@@ -2,14 +2,16 @@
 
 1 baseline, 2 feature audit, 3 hyper-parameter search, 4 regularisation and architecture, 5 pruning and quantisation (for a
 table: pruning and compiling), 6 distillation if the policy is still missed, 7 ensemble pruning where there are several
-models, 8 settings of the server. Every step is an ordinary run of its recipe on the best model so far, so that it can be
-looked at and repeated alone. A step whose verdict is no PASS changes nothing.
+models, 8 settings of the server; before these, of two classes, the threshold from which the rarer one is answered. Every step
+is an ordinary run of its recipe on the best model so far, so that it can be looked at and repeated alone. A step whose verdict
+is no PASS changes nothing. Run again after it was killed, the same pipeline finds its finished steps and goes on with the next.
 
 Helps to get from data to a version that is ready to be promoted, and to see which step brought what. Does not help where
 one technique is wanted: run that recipe, it takes less time and all of its own parameters.
 
 The gate rows are halved once and for all. Steps are judged on one half, and the end of the chain on the other, which no
-step has seen: eight verdicts on the same rows would flatter the last one (Dwork et al. 2015).
+step has seen: eight verdicts on the same rows would flatter the last one (Dwork et al. 2015). A step is asked for what the
+policy says about losses, against the model before it; absolute bounds and the whole gain are asked of the end.
 
 A table's model is compiled first of all, although that belongs to step 5: from then on every gain is that of its
 technique, measured in one runtime.
@@ -20,19 +22,19 @@ References: Dwork et al. 2015, "The reusable holdout: preserving validity in ada
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from mlflow_opt import measure, models, session
-from mlflow_opt.records import Variant, Verdict
-from mlflow_opt.reports import waterfall
-from mlflow_opt.runs import tracking
-from mlflow_opt.runs.chaining import Step, run_step
+from mlflow_opt import models, session
+from mlflow_opt.flavours import model_files
+from mlflow_opt.records import Param, Variant, Verdict
+from mlflow_opt.runs import chain_limits, chain_story, chaining, registering, step_runs
+from mlflow_opt.runs.chain_start import Beginning, begin
+from mlflow_opt.runs.chain_story import Served
+from mlflow_opt.runs.chaining import Step
 from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
 
@@ -40,41 +42,65 @@ logger = logging.getLogger(__name__)
 
 # In this order, with the share of the time that each gets of those that still come.
 STEPS = {
-    "baseline": 1.0,
-    "compile": 1.0,
+    "baseline": 2.0,
+    "compile": 2.0,
     "select_features": 2.0,
     "tune": 4.0,
     "regularize": 3.0,
     "nas": 5.0,
     "prune": 3.0,
-    "quantize": 2.0,
+    "quantize": 3.0,
     "distill": 3.0,
     "prune_ensemble": 2.0,
+    "threshold": 1.0,
     "serve": 2.0,
 }
-TABLES_ONLY = ("baseline", "compile", "select_features", "tune", "prune_ensemble")
+TABLES_ONLY = ("baseline", "compile", "select_features", "tune", "prune_ensemble", "threshold")
 NETWORKS_ONLY = ("nas", "quantize")
 ENSEMBLES = ("Voting", "Stacking", "Bagging")
+TREES = ("LGBM", "XGB", "RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting", "DecisionTree", "Voting", "Stacking")
+# What a step may take of what is left, as a multiple of its share: shares are guesses, and a step that is cut off brings nothing.
+MOST = 2.0
+# The end's own verdict, timing and served latency.
+END_S = 100.0
+# Of the default network of pictures.
+FIRST_EPOCHS = 10
 
 
 @dataclass
 class Chain:
-    """A chain on its way: the session, what the user wants, the steps so far."""
+    """A chain on its way: the session, what the user wants, the logged model that the next step starts from, the steps so far."""
 
     work: session.Session
     names: Sequence[str]
     until: float
+    start: str
     steps: list[Step] = field(default_factory=list)
+    epoch_s: float = 0.0
 
     @property
     def best(self) -> models.Model:
         """Return the model that the next step starts from."""
         return self.work.candidates[-1].model if self.work.candidates else self.work.model
 
-    def seconds_for(self, recipe: str) -> float:
-        """Give a step its share of the time that is left."""
-        left = [STEPS[name] for name in self.names[self.names.index(recipe) :]]
-        return max(0.0, self.until - time.monotonic()) * STEPS[recipe] / sum(left)
+    @property
+    def digest(self) -> str:
+        """Return the digest of the files that the next step starts from: ids change from run to run, files do not."""
+        return model_files.folder_digest(model_files.locate(f"models:/{self.start}").path)
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that steps may still take."""
+        return max(0.0, self.until - time.monotonic())
+
+    def share(self, recipe: str) -> float:
+        """Give a step its share of the time that is left, among those that may still run."""
+        wanted = [name for name in self.names[self.names.index(recipe) :] if name == recipe or not never(name, self)]
+        return self.left * STEPS[recipe] / sum(STEPS[name] for name in wanted)
+
+    def allowance(self, recipe: str) -> float:
+        """Return the seconds that a step is given."""
+        return min(self.left, MOST * self.share(recipe))
 
 
 def chosen_steps(steps: str) -> list[str]:
@@ -94,90 +120,90 @@ def chosen_steps(steps: str) -> list[str]:
     return [name for name in STEPS if name in wanted]
 
 
-def why_not(recipe: str, chain: Chain) -> str:
-    """Say why a step does not apply to this data and model, `""` if it does."""
+def never(recipe: str, chain: Chain) -> str:
+    """Say why a step cannot apply to this data and model, whatever the steps before it bring; `""` if it may."""
     is_table = isinstance(chain.work.example, pd.DataFrame)
     if recipe in TABLES_ONLY and not is_table:
         return "it is for tables, the data are arrays"
     if recipe in NETWORKS_ONLY and is_table:
         return "it is for networks, the data are a table"
-    if recipe == "baseline" and chain.work.params["model"]:
-        return "a model was given"
+    if recipe == "threshold" and chain.work.task.kind != "binary":
+        return "it is for two classes"
+    if recipe == "prune_ensemble" and not last_named(chain.work.model).startswith(ENSEMBLES):
+        return "the model is no ensemble of several models"
+    return ""
+
+
+def why_not(recipe: str, chain: Chain) -> str:
+    """Say why a step is not taken now, `""` if it is."""
+    if reason := never(recipe, chain):
+        return reason
     if recipe == "compile" and chain.best.is_variant:
         return "the model is a compiled variant already"
-    if recipe == "prune_ensemble" and not is_ensemble(chain.work.model):
-        return "the model is no ensemble of several models"
+    is_table = isinstance(chain.work.example, pd.DataFrame)
+    if recipe == "prune" and is_table and not last_named(chain.best).startswith(TREES):
+        return f"there are no trees to prune, the model is a {last_named(chain.best) or chain.best.flavour}"
     if recipe == "distill" and chain.work.candidates and not chain.work.missed():
         return "the policy is met without it"
-    return "" if chain.seconds_for(recipe) >= 1 else "the time budget is spent"
+    if chain_limits.too_short(recipe, chain.allowance(recipe), chain.epoch_s):
+        return "its share of the time is too short to train a network"
+    return "" if chain.share(recipe) >= 1 else "the time budget is spent"
 
 
-def is_ensemble(model: models.Model) -> bool:
-    """Tell whether a model votes, stacks or bags several others."""
-    last: object = model.native if model.flavour == "sklearn" else None
+def last_named(model: models.Model) -> str:
+    """Name the class of what predicts in a table's model, or in what a variant carries; `""` if there is no such thing."""
+    carried = model.path / model_files.TRAINABLE
+    native = models.load(str(carried), model.threads) if (carried / model_files.MLMODEL).is_file() else model
+    if native.flavour not in ("sklearn", "lightgbm", "xgboost"):
+        return ""
+    last: object = getattr(native.runtime, "core", native.native)
     while hasattr(last, "steps"):
         last = last.steps[-1][1]
-    return type(last).__name__.startswith(ENSEMBLES)
+    name = type(last).__name__
+    return "LGBMBooster" if (native.flavour, name) == ("lightgbm", "Booster") else name
 
 
 def take(chain: Chain, recipe: str) -> None:
     """Run a step on the best model so far, keep its result if it passed, and write it down either way."""
-    reason = why_not(recipe, chain)
-    params = chain.work.params
-    given = {name: params[name] for name in ("target", "policy", "seed", "threads", "metric")}
-    if chain.best.model_id and recipe != "baseline":
-        given["model"] = f"models:/{chain.best.model_id}"
-    seconds = chain.seconds_for(recipe)
-    given |= {"data": f"{params['data']}#steps", "time_budget_s": float(int(seconds * 0.6)), "budget_s": 20.0}
-    step = Step(recipe, "skipped", reason) if reason else run_step(recipe, given, seconds, chain.work.parent.run_id)
+    reason, params = why_not(recipe, chain), chain.work.params
+    if reason:
+        record(chain, Step(recipe, "skipped", reason))
+        return
+    path, digest = chain_story.policy_file(recipe, chain.work)
+    asked: dict[str, Param] = {name: params[name] for name in ("target", "seed", "threads", "metric")}
+    asked |= {"data": f"{params['data']}#steps", "whole_time": params["time_budget_s"], "digest": chain.digest, "asked": digest}
+    seconds = chain.allowance(recipe)
+    # The kind of a model that the user gave is the user's choice.
+    aside: dict[str, Param] = {"model": f"models:/{chain.start}", "policy": path, "families": "own" if params["model"] else "all"}
+    aside |= chain_limits.limits(recipe, seconds, chain.epoch_s)
+    record(chain, chaining.run_step(recipe, asked, aside, seconds, chain.work.parent.run_id))
+
+
+def record(chain: Chain, step: Step) -> None:
+    """Write down what became of a step; a new model of it is what the next one starts from."""
     chain.steps.append(step)
-    logger.info("Step %s: %s (%s).", recipe, step.standing, step.reason)
-    if step.standing == "kept" and step.model_id and step.model_id != chain.best.model_id:
-        model = models.load(f"models:/{step.model_id}", chain.work.threads)
-        chain.work.add(Variant(recipe, model, {"step_run": step.run_id}))
+    logger.info("Step %s: %s (%s).", step.recipe, step.standing, step.reason)
+    work = chain.work
+    if step.standing == "kept" and step.model_id and step.model_id != chain.start and step.recipe != "serve":
+        # Logged again as this run's own: what it is compared with, here and by the registry, is the model at the beginning.
+        made = replace(models.load(f"models:/{step.model_id}", work.threads), model_id="", uri="")
+        work.add(Variant(step.recipe, made, {"step_run": step.run_id}))
+        chain.start = step.model_id
     else:
-        chain.work.trial(f"step_{recipe}", {"standing": step.standing, "reason": step.reason, "step_run": step.run_id}, {})
+        work.trial(f"step_{step.recipe}", {"standing": step.standing, "reason": step.reason, "step_run": step.run_id}, {})
 
 
-def levels(chain: Chain, metric: str) -> list[waterfall.Level]:
-    """Give latency and quality after each step that was kept; quality on the final rows, from which nothing is chosen."""
-    found = []
-    for one in (chain.work.baseline, *chain.work.candidates):
-        scored = measure.quality(one.model, chain.work.split.gate, chain.work.task, chain.work.own)
-        latency = one.plain.get("latency_p50_ms", float("nan"))
-        found.append(waterfall.Level(one.variant.name, latency, scored.values.get(metric, float("nan"))))
-    return found
-
-
-def show(chain: Chain) -> list[str]:
-    """Write the waterfall, and say in words what became of each step."""
-    metric = "f1" if chain.work.task.kind == "binary" else chain.work.headline
-    stairs = levels(chain, metric)
-    with tempfile.TemporaryDirectory() as folder:
-        waterfall.save(stairs, metric, Path(folder) / "waterfall.png")
-        tracking.log_file(chain.work.parent.run_id, Path(folder) / "waterfall.png")
-    said = [
-        f"- {step.recipe}: {step.standing}, {step.reason}" + (f" ({step.seconds:.0f} s)" if step.seconds else "") for step in chain.steps
-    ]
-    return [
-        f"After each step, {metric} on rows that no step has seen:\n\n{waterfall.table(stairs, metric)}",
-        "Steps:\n\n" + "\n".join(said),
-    ]
-
-
-def served(chain: Chain) -> list[str]:
-    """Compare what a client sees: the model as it was under `mlflow models serve`, the best one under this server."""
-    if "serve" not in chain.names or any(step.recipe == "serve" and step.standing != "kept" for step in chain.steps):
-        return []
+def served(chain: Chain) -> Served | None:
+    """Measure what a client sees: the first model under `mlflow models serve` and under this server, and the last under this one."""
+    if not any(step.recipe == "serve" and step.standing == "kept" for step in chain.steps):
+        return None
     from mlflow_opt.serving import served_latency
-    from mlflow_opt.serving.settings import Settings
 
-    found = served_latency.compare(chain.work.model.path, chain.best.path, chain.work.split.selection.rows, Settings())
-    values = {"baseline_served_p50_ms": found.before.value, "served_p50_ms": found.after.value, "served_saved": found.saved.value}
-    tracking.log_values(chain.work.parent.run_id, values)
-    said = f"Served, one row over HTTP: {found.before.value:.2f} ms by `mlflow models serve` of the model as it was, "
-    said += f"{found.after.value:.2f} ms by `mlflow-opt start_server` of the best one: {found.saved.value:.1%} less "
-    return [f"{said}[{found.saved.lo:.1%}, {found.saved.hi:.1%}]."]
+    chain_story.hand_on_settings(chain.start, chain.best.model_id)
+    found = served_latency.compare(
+        chain.work.model.path, chain.best.path, chain.work.split.selection.rows, served_latency.settings_of(chain.best.model_id)
+    )
+    return Served(found.before, found.server, found.after, found.saved)
 
 
 def pipeline(
@@ -190,6 +216,7 @@ def pipeline(
     seed: int = 0,
     steps: str = "",
     time_budget_s: float = 540.0,
+    promote: bool = True,
     threads: int = 1,
     budget_s: float = 60.0,
     metric: str = "",
@@ -211,7 +238,8 @@ def pipeline(
         register_as: registered model to add the result to; empty registers nothing.
         seed: every random choice derives from it.
         steps: names of the steps to take, with commas between them; empty for all that apply.
-        time_budget_s: for all steps together; a step that takes longer than its share is stopped and changes nothing.
+        time_budget_s: for everything, the last verdict included; a step that takes far longer than its share is stopped and brings nothing.
+        promote: ask for the alias champion where `register_as` is given and the verdict is PASS; a gated server decides.
         threads: threads that one prediction may use.
         budget_s: seconds that timing for the final verdict may take.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
@@ -223,16 +251,27 @@ def pipeline(
     References:
         Dwork et al. 2015.
     """
-    names = chosen_steps(steps)
-    with session.start("pipeline", locals(), aim="last", half="final") as work:
-        chain = Chain(work, names, time.monotonic() + time_budget_s)
+    given, names, first = dict(locals()), chosen_steps(steps), Beginning()
+    until = time.monotonic() + time_budget_s - END_S
+    key = chaining.key_of("pipeline", {name: given[name] for name in ("data", "target", "seed", "time_budget_s")})
+    with session.start("pipeline", given, aim="last", train=begin(first, names, given, key), half="final") as work:
+        step_runs.mark_first(work.baseline.run_id, key, first.seconds)
+        epoch_s = 0.0 if isinstance(work.example, pd.DataFrame) else first.seconds / FIRST_EPOCHS
+        chain = Chain(work, names, until, work.model.model_id, first.steps, epoch_s)
         for recipe in names:
-            take(chain, recipe)
+            if recipe == "baseline" and (first.steps or model):
+                chain_story.begun(work, first.steps)
+            else:
+                take(chain, recipe)
 
         def advise(_: Sequence[Row]) -> list[str]:
-            return [*show(chain), *served(chain)]
+            chain_story.tell(work, chain.steps, served(chain))
+            return []
 
-        return work.conclude(advise)
+        verdict = work.conclude(advise)
+        if promote and register_as and verdict and verdict.passed:
+            step_runs.add_note(work.parent.run_id, registering.ask_for_champion(register_as))
+        return verdict
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt import data
-from mlflow_opt.reports.waterfall import Level, save, table
-from mlflow_opt.runs import step_runs, tracking
+from mlflow_opt.policy import parse_policy
+from mlflow_opt.records import Param, Quantity
+from mlflow_opt.reports.report_text import as_html
+from mlflow_opt.reports.waterfall import Level, charts, save, table
+from mlflow_opt.runs import chain_story, chaining, step_runs, tracking
 from recipes import pipeline
 from tests.tiny import tiny_table
 
@@ -43,11 +46,49 @@ def test_gate_is_halved_without_overlap_when_a_half_is_named(name: str) -> None:
 
 
 def test_waterfall_shows_each_step_when_drawn(tmp_path: Path) -> None:
-    levels = [Level("baseline", 4.0, 0.50), Level("compile", 0.5, 0.50), Level("tune", 0.25, 0.54)]
+    none, gain = Quantity(0.0, 0.0, 0.0, 700), Quantity(0.04, 0.01, 0.07, 700)
+    levels = [Level("baseline", 4.0, 0.50), Level("compile", 0.5, 0.50, none, none), Level("tune", 0.25, 0.54, gain, gain)]
     rows = table(levels, "f1").splitlines()
-    assert rows[-1] == "| tune | 0.25 | 2.00x | 16.00x | 0.5400 | +0.0400 | +0.0400 |"
+    said = "+0.0400 [+0.0100, +0.0700]"
+    assert rows[-1] == f"| tune | 0.25 | 2.00x | 16.00x | 0.5400 | {said} | {said} |"
     save(levels, "f1", tmp_path / "waterfall.png")
     assert (tmp_path / "waterfall.png").stat().st_size > 5000
+    latency, quality = charts(levels, "f1")
+    assert list(latency.data[0]["y"]) == [4.0, 0.5, 0.25]
+    assert quality.data[0]["y"] == pytest.approx([0.5, 0.0, 0.04])
+
+
+def test_step_is_asked_for_losses_and_not_for_the_whole_gain_when_a_policy_is_given() -> None:
+    rules = parse_policy(
+        "validation_criteria: [{metric: speedup, min: 5}, {metric: f1, min: 0.9}, "
+        "{metric: f1, max_drop: 0.02}, {metric: label_flips, max: 3}]"
+    )
+    for recipe, least in (("prune", 1.05), ("tune", 0.7)):
+        asked = chain_story.step_policy(recipe, rules, "binary")
+        assert [(one.quantity, one.side, one.bound) for one in asked.criteria] == [
+            ("speedup", "min", least),
+            ("drop_f1", "max", 0.02),
+            ("label_flips", "max", 3.0),
+        ]
+
+
+def test_step_is_found_again_when_only_the_time_left_differs() -> None:
+    asked: dict[str, Param] = {"data": "churn#steps", "digest": "abc", "seed": 0}
+    assert chaining.key_of("tune", asked) == chaining.key_of("tune", dict(reversed(asked.items())))
+    others = [
+        chaining.key_of("prune", asked),
+        chaining.key_of("tune", {**asked, "digest": "abd"}),
+        chaining.key_of("tune", {**asked, "seed": 1}),
+    ]
+    assert len({chaining.key_of("tune", asked), *others}) == 4
+
+
+def test_findings_become_tables_lists_and_words_when_shown_on_a_page() -> None:
+    text = "Steps:\n\n| step | why | s |\n|---|---|---|\n| [tune](#/experiments/1/runs/2) | a < b | 12 |\n\n- one `x`\n- two"
+    shown = as_html(text)
+    assert "<p>Steps:</p>" in shown
+    assert '<td class="text">tune</td><td class="text">a &lt; b</td><td>12</td>' in shown
+    assert shown.endswith("<ul class='plain'><li>one <code>x</code></li><li>two</li></ul>")
 
 
 @pytest.mark.slow
@@ -59,8 +100,8 @@ def test_pipeline_keeps_what_passes_and_redoes_nothing_when_run_twice(tmp_path: 
     client = MlflowClient(uri)
     given = {"model": tiny.model, "data": tiny.data, "policy": "policy.yaml", "steps": "baseline,compile,quantize", "register_as": "churn"}
     parents = []
-    for _ in range(2):
-        _run(tmp_path, uri, {**given, "time_budget_s": 1500, "budget_s": 20})
+    for promote in ("false", "true"):
+        _run(tmp_path, uri, {**given, "time_budget_s": 1500, "budget_s": 20, "promote": promote})
         parents.append(_parents(client, "pipeline")[0])
     first, second = parents
     assert first.info.status == second.info.status == "FINISHED"
@@ -74,10 +115,17 @@ def test_pipeline_keeps_what_passes_and_redoes_nothing_when_run_twice(tmp_path: 
         assert children["step_baseline"].data.params["reason"] == "a model was given"
         assert children["step_quantize"].data.params["reason"] == "it is for networks, the data are a table"
         assert {"waterfall.png", "report.html"} <= {one.path for one in client.list_artifacts(parent.info.run_id)}
+        assert f"/runs/{step.info.run_id})" in parent.data.tags["mlflow.note.content"]
     # The end is judged on rows that the step was not judged on.
     judged = [run.data.tags["mlflow_opt.data_digest"] for run in (_child(client, first, "compile"), _winner(client, step))]
     assert judged[0] != judged[1]
     assert len(client.search_model_versions("name = 'churn'")) == 3
+    # What the registry compares with is the model at the beginning, not the step before the last.
+    made, beginning = (_logged(_child(client, first, name)) for name in ("compile", "baseline"))
+    assert client.get_logged_model(made).tags["mlflow_opt.source_model_id"] == beginning
+    assert client.get_registered_model("churn").aliases == {"challenger": "3", "champion": "3"}
+    assert "Version 3 of churn is champion now, and nothing stops others" in second.data.tags["mlflow.note.content"]
+    assert "is champion now" not in first.data.tags["mlflow.note.content"]
 
 
 def _run(folder: Path, uri: str, given: dict[str, object]) -> None:
@@ -107,6 +155,11 @@ def _children(client: MlflowClient, parent: Run) -> list[Run]:
 
 def _child(client: MlflowClient, parent: Run, name: str) -> Run:
     return next(run for run in _children(client, parent) if run.info.run_name == name)
+
+
+def _logged(run: Run) -> str:
+    (made,) = run.outputs.model_outputs if run.outputs else []
+    return str(made.model_id)
 
 
 def _winner(client: MlflowClient, parent: Run) -> Run:

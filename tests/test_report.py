@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 from base64 import b64decode
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mlflow_opt.measurement.scoring import score
 from mlflow_opt.records import Criterion, Quantity, Task
 from mlflow_opt.reports import report, report_charts, report_sections
-from mlflow_opt.reports.report import Row
+from mlflow_opt.reports.report import Exhibit, Row
 from mlflow_opt.reports.report_calibration import reliability
 from mlflow_opt.reports.report_page import Chart, chart
 from mlflow_opt.runs import outcome
@@ -105,6 +106,20 @@ def test_recipe_page_says_which_was_nearest_when_nothing_was_chosen() -> None:
     assert "nothing judged" in said
     assert "Nearest: rash" in said
     assert "criterion by criterion" not in said
+
+
+def test_recipe_page_says_that_the_last_was_taken_when_it_is_of_a_chain() -> None:
+    shown = replace(
+        closing(aim="last"),
+        exhibits=(Exhibit("What each step brought", "F1:\n\n| after | f1 |\n|---|---|\n| [tune](#/x) | 0.6 [0.5, 0.7] |", "<i>chart</i>"),),
+    )
+    page = report_sections.recipe_page(shown, proved(), POLICY)
+    assert "quick was chosen: the last made of the 2 of 4 variants that meet the policy" in page
+    assert "<h2>What each step brought</h2><i>chart</i><p>F1:</p>" in page
+    assert '<td class="text">tune</td><td>0.6 <small>[0.5, 0.7]</small></td>' in page
+    said = outcome.describe(shown, proved())
+    assert "| [tune](#/x) | 0.6 [0.5, 0.7] |" in said
+    assert "| tune | 0.6 [0.5, 0.7] |" in outcome.describe(shown, proved(), plain=True)
 
 
 def test_recipe_page_says_so_when_a_first_model_was_not_judged() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import asdict
+from importlib import metadata
 
 import mlflow
+import requests
 
 from mlflow_opt.commands._document import document
 from mlflow_opt.measurement.fingerprint import cpu_features, fingerprint
@@ -18,9 +21,13 @@ from mlflow_opt.verdicts import signing
 # It is about the machine in front of the user.
 CLI_ONLY = True
 
+# What needs which extra of this package.
+_EXTRAS = {"recipes": "the recipes", "serve": "`start_server` and `serve`"}
+_THREADS = "OMP_NUM_THREADS"
+
 
 def doctor(*, name: str = "", json: bool = False) -> None:
-    """Report CPU features, versions, load, the tracking store, and whether the registry hook guards a model.
+    """Report CPU features, threads, versions, load, the tracking store, and whether the registry hook guards a model, with advice.
 
     Use it when a figure surprises or a promotion was not stopped. It changes nothing.
 
@@ -41,7 +48,9 @@ def doctor(*, name: str = "", json: bool = False) -> None:
         tracking.require_store()
         asked = name or next((model.name for model in tracking.client().search_registered_models(max_results=1)), "")
         gate = active_gate(tracking.client(), asked) if asked else None
-        machine, advice = fingerprint(os.cpu_count() or 1), [*_cpu_advice(), *_gate_advice(asked, gate), *_key_advice(gate)]
+        machine = fingerprint(os.cpu_count() or 1)
+        advice = [*_cpu_advice(), *_thread_advice(), *_package_advice(), *_store_advice(mlflow.get_tracking_uri())]
+        advice += [*_gate_advice(asked, gate), *_key_advice(gate)]
         told = asdict(gate) if gate else {}
         answer.update({"machine": machine, "tracking": mlflow.get_tracking_uri(), "name": asked, "gate": told, "advice": advice})
     if not json:
@@ -56,6 +65,44 @@ def _cpu_advice() -> list[str]:
     if load > 0.5 * (os.cpu_count() or 1):
         advice.append(f"Load is {load:.1f}: timings will be noisy, verdicts may be INCONCLUSIVE. Stop what else runs.")
     return advice
+
+
+def _thread_advice() -> list[str]:
+    cores, given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, os.environ.get(_THREADS, "")
+    if given.isdigit() and int(given) > cores:
+        return [f"Threads: {_THREADS}={given} is more than the {cores} cores that this process may use, so that training waits for itself."]
+    trains = given if given.isdigit() else str(cores)
+    return [f"Threads: training takes {trains} of {cores} cores; a prediction is timed with one thread unless threads= says otherwise."]
+
+
+def _package_advice() -> list[str]:
+    """Name what the extras ask for and this environment lacks."""
+    told = []
+    for extra, needs in _EXTRAS.items():
+        asked = [text for text in metadata.requires("mlflow-opt") or [] if re.search(rf"extra == ['\"]{extra}['\"]", text)]
+        missing = [name for text in asked if not _installed(name := re.split(r"[^A-Za-z0-9._-]", text, maxsplit=1)[0])]
+        if missing:
+            told.append(f"Packages: {needs} may need {', '.join(missing)}, which is not installed; pip install 'mlflow-opt[{extra}]'.")
+    return told or ["Packages: all that recipes and server need is installed."]
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _store_advice(uri: str) -> list[str]:
+    if not uri.startswith(("http://", "https://")):
+        return ["Store: a database that is opened directly; others see these runs, and a gate can hold, only through `mlflow server`."]
+    # Any server of MLflow answers this; a gateway before it may not.
+    answer = requests.get(f"{uri.rstrip('/')}/version", timeout=5)
+    theirs, ours = answer.text.strip() if answer.ok else "unknown", metadata.version("mlflow")
+    if theirs.split(".")[:2] == ours.split(".")[:2]:
+        return [f"Store: the server runs MLflow {theirs}, as this client does."]
+    return [f"Store: the server runs MLflow {theirs}, this client {ours}; logged models need MLflow 3 on both, so keep them alike."]
 
 
 def _gate_advice(name: str, gate: GateInfo | None) -> list[str]:

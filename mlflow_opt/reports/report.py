@@ -42,6 +42,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """What a recipe shows besides its variants: a section of the page, and its text in the run's description.
+
+    Args:
+        title: heading of the section.
+        text: Markdown.
+        figures: HTML above the text, on the page alone.
+    """
+
+    title: str
+    text: str
+    figures: str = ""
+
+
+@dataclass(frozen=True)
 class Closing:
     """What a recipe ends with.
 
@@ -56,6 +71,7 @@ class Closing:
         aim: what was looked for: `latency`, `quality`, or `first` for a model that nothing is compared with.
         facts: where the figures come from, name to words.
         scored: answers on the selection rows of the models whose calibration is shown, by name.
+        exhibits: what is the recipe's own to show.
     """
 
     recipe: str
@@ -68,6 +84,7 @@ class Closing:
     aim: str = "latency"
     facts: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[str, Scored] = field(default_factory=dict)
+    exhibits: Sequence[Exhibit] = ()
 
     @property
     def command(self) -> str:

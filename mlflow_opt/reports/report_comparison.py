@@ -107,7 +107,7 @@ def _described(groups: Sequence[Group], left_out: Sequence[str], most: int) -> s
         parts += [f"### {group.title}", text_table(head, body)]
         parts += [f"{more} more are in comparison.html and comparison.csv."] if more > 0 else []
         parts += [group.recommended.text, *cautions(group)]
-    parts.append(NOTES)
+    parts.append(f"{NOTES} A change is a gain if it is positive.")
     made = sorted({one.recipe for group in groups for one in group.members})
     parts += ["### What each suits", *(f"- {name}: {words}" for name, words in suits(made).items() if words)]
     claims = [claim for claim in CLAIMS if claim.recipe in made]
@@ -122,7 +122,7 @@ def _matters(group: Group, one: Result) -> bool:
 
 NOTES = (
     "Brackets are 95% intervals on the gate rows; a figure without one is from the selection rows, and flatters what was chosen by "
-    "them. A change is a gain if it is positive. Core-hours are at most: all cores for as long as the recipe ran."
+    "them. Core-hours are at most: all cores for as long as the recipe ran."
 )
 
 

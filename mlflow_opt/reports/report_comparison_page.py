@@ -46,7 +46,7 @@ def page_of(groups: Sequence[Group], left_out: Sequence[str]) -> str:
     made = sum(1 for group in groups for one in group.members if one.name != BASELINE)
     header = (
         f"<h1>Techniques compared</h1><p class='from'>{made} variants of {len(recipes)} recipe{'s' if len(recipes) > 1 else ''}: "
-        f"{html.escape(', '.join(sorted(recipes)))}</p><p>{html.escape(NOTES)}</p>"
+        f"{html.escape(', '.join(sorted(recipes)))}</p><p>{html.escape(NOTES)} What was lost is a gain if it is negative.</p>"
     )
     return page("compare", header, sections)
 
@@ -118,9 +118,10 @@ def _parallel(group: Group) -> str:
     axes = [(name, up) for name, up in axes if any(name in one.values for one in made)]
     if len(made) < 2 or len(axes) < 3:
         return ""
+    titles = [({"size_mb": "size, MB", "throughput_rows_per_s": "rows/s in a batch"}.get(name, name), up) for name, up in axes]
     lines = {_short(one): [one.values.get(name, math.nan) for name, _ in axes] + [-one.minutes] for one in made}
     shown = {_short(one): [show(name, one.values.get(name)) for name, _ in axes] + [f"{one.minutes:.1f} min"] for one in made}
-    drawn = report_charts.parallel(lines, [*axes, ("minutes to get it", True)], shown)
+    drawn = report_charts.parallel(lines, [*titles, ("minutes to get it", True)], shown)
     return chart(drawn, "parallel coordinates of the fastest variants; the table above has the numbers")
 
 

@@ -18,6 +18,7 @@ from mlflow_opt.reports.report import Closing, Row, show
 from mlflow_opt.reports.report_calibration import reliability
 from mlflow_opt.reports.report_charts import Dot, exact
 from mlflow_opt.reports.report_page import Section, chart, commands, page, table
+from mlflow_opt.reports.report_text import as_html
 
 if TYPE_CHECKING:
     from mlflow_opt.runs.proof import Proof
@@ -42,9 +43,10 @@ def recipe_page(closing: Closing, proved: Proof | None, policy: Policy) -> str:
     parts = [
         Section("The verdict, criterion by criterion", _rules(proved, slices=False)),
         Section("The verdict on slices", _rules(proved, slices=True)),
+        *(Section(one.title, one.figures + as_html(one.text)) for one in closing.exhibits),
         Section("What was tried", _figure(closing) + _variants(closing)),
         Section("What was left out, and why", _left_out(closing)),
-        Section("What the figures mean", "".join(f"<p>{html.escape(text)}</p>" for text in closing.findings)),
+        Section("What the figures mean", "".join(map(as_html, closing.findings))),
         Section("Do the probabilities mean what they say?", _calibration(closing)),
         Section("What to do next", commands(next_commands(closing, proved))),
         Section("Run it again", commands([("The exact command of this run:", closing.command)])),
@@ -74,8 +76,9 @@ def next_commands(closing: Closing, proved: Proof | None) -> list[tuple[str, str
             ("See what was asked of the model before, and what was answered:", f"mlflow-opt history --name {name}"),
         ]
     if version:
+        asked = ", where the run itself was refused" if closing.params.get("promote") else ""
         return [
-            ("Ask the registry for the alias champion:", f"mlflow-opt promote --model models:/{name}/{version} --data {data}"),
+            (f"Ask the registry for the alias champion{asked}:", f"mlflow-opt promote --model models:/{name}/{version} --data {data}"),
             ("Serve the version:", f"mlflow-opt start_server --model models:/{name}/{version}"),
             ("Go back to the version that was champion before, without new evidence:", f"mlflow-opt rollback --name {name}"),
         ]
@@ -133,7 +136,8 @@ def _lead(closing: Closing, proved: Proof | None) -> str:
         return closing.findings[-1] if closing.findings else "Nothing was chosen, and nothing was registered."
     met = sum(1 for row in closing.rows if row.standing in ("chosen", "passes"))
     tried = len(closing.rows) - 1
-    best = {"latency": "the lowest latency", "quality": f"the best {closing.headline}"}.get(closing.aim, "")
+    # Of a chain the last step, of columns the fewest: both are made last.
+    best = {"latency": "the lowest latency", "quality": f"the best {closing.headline}", "last": "the last made"}.get(closing.aim, "")
     why = f"{chosen.name} was chosen: {best} of the {met} of {tried} variants that meet the policy on the selection rows."
     if closing.aim == "first" or not best:
         why = f"{chosen.name} was chosen. It is a first model: there was nothing to compare it with, so it was not judged."

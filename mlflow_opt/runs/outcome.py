@@ -15,6 +15,7 @@ from mlflow_opt.models import Model
 from mlflow_opt.records import Policy
 from mlflow_opt.reports import report, report_sections
 from mlflow_opt.reports.report import Closing, Row, verdict_lines
+from mlflow_opt.reports.report_text import without_links
 from mlflow_opt.runs import proof, tracking
 from mlflow_opt.verdicts import evidence
 
@@ -85,7 +86,8 @@ def describe(closing: Closing, proved: proof.Proof | None, *, plain: bool = Fals
             f"Verdict on the gate rows: {proved.verdict.outcome.value}\n"
             + "\n".join(f"  {line}" if plain else f"- {line}" for line in lines)
         )
-    parts += list(closing.findings)
+    told = [*(one.text for one in closing.exhibits), *closing.findings]
+    parts += map(without_links, told) if plain else told
     if closing.version:
         parts.append(f"Registered as {closing.register_as} version {closing.version}.")
     command = report_sections.next_commands(closing, proved)[0][1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlflow.exceptions import MlflowException
+
+from mlflow_opt.plugin.discovery import active_gate
 from mlflow_opt.runs import outcome, proof, tracking
 from mlflow_opt.runs.candidates import Candidate
 
@@ -57,3 +60,23 @@ class Target:
         self.create()
         text = f"{self.recipe}: {chosen.variant.name}, not judged: it is what later versions are compared with."
         return tracking.register(self.name, chosen.model.model_id, chosen.run_id, text)
+
+
+def ask_for_champion(name: str) -> str:
+    """Ask for the alias champion for the challenger, whose verdict is PASS; gives what came of it in a sentence.
+
+    A registry with the hook judges for itself and may refuse; one without it does what it is told.
+
+    Args:
+        name: registered model.
+    """
+    version = tracking.alias_version(name, proof.CHALLENGER)
+    try:
+        tracking.set_alias(name, proof.CHAMPION, version)
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        return f"Version {version} of {name} stays challenger, the registry refused: {error.message}"
+    guarded = active_gate(tracking.client(), name) is not None
+    by = "by the registry's own judgement" if guarded else "and nothing stops others from moving the alias: this registry has no gate"
+    return f"Version {version} of {name} is champion now, {by}."

@@ -1,4 +1,4 @@
-"""One row over HTTP: a model behind `mlflow models serve` and another behind this server, up together and asked in turns."""
+"""One row over HTTP: a model behind `mlflow models serve`, behind this server, and its successor there; up together, asked in turns."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from mlflow_opt.records import Quantity
 from mlflow_opt.rows.batches import Batch
+from mlflow_opt.runs import tracking
 from mlflow_opt.serving.contender import free_port, mlflow_command, our_command, running
 from mlflow_opt.serving.load import closed_loop, request_bytes
-from mlflow_opt.serving.settings import Settings
+from mlflow_opt.serving.settings import Settings, with_tag
 from mlflow_opt.serving.study import bodies
 
 _ROUNDS, _SECONDS, _ROWS = 7, 0.7, 200
@@ -21,9 +22,10 @@ _ROUNDS, _SECONDS, _ROWS = 7, 0.7, 200
 
 @dataclass(frozen=True)
 class ServedLatency:
-    """Median milliseconds from request to answer of one connection, and the share that the second server saves."""
+    """Median milliseconds from request to answer of one connection: before, by the server alone, after; and the share saved."""
 
     before: Quantity
+    server: Quantity
     after: Quantity
     saved: Quantity
 
@@ -41,8 +43,9 @@ def compare(before: Path, after: Path, rows: Batch, settings: Settings) -> Serve
         RuntimeError: a server does not come up, or a request fails.
     """
     asked = [request_bytes(body) for body in bodies(rows, _ROWS)]
-    ports = (free_port(), free_port())
-    commands = (mlflow_command(str(before), ports[0]), our_command(str(after), settings, ports[1]))
+    ports = (free_port(), free_port(), free_port())
+    ours = [our_command(str(model), settings, port) for model, port in ((before, ports[1]), (after, ports[2]))]
+    commands = (mlflow_command(str(before), ports[0]), *ours)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for port, command in zip(ports, commands, strict=True):
             stack.enter_context(running(command, port, Path(folder) / f"{port}.log"))
@@ -52,7 +55,13 @@ def compare(before: Path, after: Path, rows: Batch, settings: Settings) -> Serve
     if failed:
         raise RuntimeError(f"served latency needs every request answered, {failed} failed; try the model with `mlflow models serve`.")
     times = np.array([[load.p50_ms for load in each] for each in rounds])
-    return ServedLatency(_middle(times[:, 0]), _middle(times[:, 1]), _middle(1 - times[:, 1] / times[:, 0]))
+    first, server, last = (_middle(times[:, at]) for at in range(3))
+    return ServedLatency(first, server, last, _middle(1 - times[:, 2] / times[:, 0]))
+
+
+def settings_of(model_id: str) -> Settings:
+    """Give the settings that a model is served with: those stored with it, else the defaults."""
+    return with_tag(Settings(), tracking.model_tags(model_id))
 
 
 def _middle(values: np.ndarray) -> Quantity:
