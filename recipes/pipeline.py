@@ -181,6 +181,8 @@ def take(chain: Chain, recipe: str) -> None:
 
 def record(chain: Chain, step: Step) -> None:
     """Write down what became of a step; a new model of it is what the next one starts from."""
+    if step.standing == "kept" and step.variant in chaining.UNCHANGED and chain.best.is_variant:
+        step = replace(step, standing="not kept", reason="nothing that it tried was better than the model as it was")
     chain.steps.append(step)
     logger.info("Step %s: %s (%s).", step.recipe, step.standing, step.reason)
     work = chain.work

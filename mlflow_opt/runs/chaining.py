@@ -22,7 +22,7 @@ from typing import Literal
 from mlflow_opt.declaration.entries import Entry, entries
 from mlflow_opt.declaration.parameter import to_text
 from mlflow_opt.records import Param
-from mlflow_opt.runs import step_runs, tracking
+from mlflow_opt.runs import step_runs, stored_runs, tracking
 from mlflow_opt.verdicts import evidence
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +31,12 @@ Standing = Literal["kept", "not kept", "skipped", "failed", "out of time"]
 # How long a step that was told to stop may take to keep its best so far.
 _GRACE_S = 30.0
 # What ends without a verdict, and what it is kept for.
-UNJUDGED = {"baseline": "the first model, with which all else is compared", "serve": "its settings are stored with the model"}
+UNJUDGED: Mapping[str, str] = {
+    "baseline": "the first model, with which all else is compared",
+    "serve": "its settings are stored with the model",
+}
+# What recipes call the model as it was, in ONNX Runtime.
+UNCHANGED = ("runtime_only", "fp32")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Step:
         model_id: what it chose, `""` if nothing.
         seconds: that it took, 0 if it had been done before.
         metrics: of its run.
+        variant: name of what it chose.
     """
 
     recipe: str
@@ -55,6 +61,7 @@ class Step:
     model_id: str = ""
     seconds: float = 0.0
     metrics: Mapping[str, float] | None = None
+    variant: str = ""
 
 
 def run_step(recipe: str, params: Mapping[str, Param], aside: Mapping[str, Param], seconds: float, pipeline_run: str) -> Step:
@@ -97,9 +104,11 @@ def _result(recipe: str, run_id: str, seconds: float) -> Step:
         return Step(recipe, "kept", UNJUDGED[recipe], run_id, model_id, seconds, metrics)
     if not model_id:
         return Step(recipe, "not kept", "no variant met the policy on the selection rows", run_id, "", seconds, metrics)
+    chosen = step_runs.read_run(tags.get(tracking.CHOSEN_RUN, run_id))[1]
     if metrics.get(evidence.PASSED) == 1.0:
-        return Step(recipe, "kept", "its verdict is PASS", run_id, model_id, seconds, metrics)
-    outcome = step_runs.read_run(tags.get(tracking.CHOSEN_RUN, run_id))[1].get(evidence.VERDICT, "")
+        name = chosen.get(stored_runs.VARIANT, "")
+        return Step(recipe, "kept", f"its verdict on {name} is PASS", run_id, model_id, seconds, metrics, name)
+    outcome = chosen.get(evidence.VERDICT, "")
     return Step(recipe, "not kept", f"its verdict is {outcome or 'no PASS'}", run_id, model_id, seconds, metrics)
 
 
