@@ -50,13 +50,14 @@ def advise(rows: Sequence[Row], headline: str) -> list[str]:
         return []
     runtime = timed["runtime_only"]
     pruned = {name: values for name, values in timed.items() if name not in ("baseline", "runtime_only")}
-    found = [f"The runtime alone answers one row {runtime['speedup']:.1f}x and a batch {runtime['throughput_ratio']:.1f}x as fast."]
+    batch = runtime.get("throughput_ratio", float("nan"))
+    found = [f"The runtime alone answers one row {runtime['speedup']:.1f}x and a batch {batch:.1f}x as fast."]
     if not pruned:
         return [*found, "Nothing could be pruned within the loss that is allowed."]
     name = min(pruned, key=lambda one: pruned[one]["latency_p50_ms"])
     values = pruned[name]
     gain = runtime["latency_p50_ms"] / values["latency_p50_ms"]
-    batch = values["throughput_rows_per_s"] / runtime["throughput_rows_per_s"]
+    batch = values.get("throughput_rows_per_s", float("nan")) / runtime.get("throughput_rows_per_s", float("nan"))
     found.append(
         f"The fastest, {name}, answers one row {gain:.1f}x and a batch {batch:.1f}x as fast as the model as it is in the same runtime, "
         f"with {values['decisions_per_row']:.0f} decisions a row instead of {runtime['decisions_per_row']:.0f}, and loses "

@@ -161,6 +161,12 @@ def test_cost_leaves_out_a_quantile_when_calls_are_too_few() -> None:
     assert "latency_p99_ms" not in found
 
 
+def test_cost_leaves_throughput_out_when_a_small_budget_gave_too_few_calls() -> None:
+    found = cost_of(_timings([(2.0, 2.0)] * 3, calls=4), 0)
+    assert not {"throughput_rows_per_s", "cost_per_million"} & set(found)
+    assert "throughput_rows_per_s" in cost_of(_timings([(2.0, 2.0)] * 3, calls=5), 0)
+
+
 def test_cost_per_million_counts_the_threads_when_priced() -> None:
     found = cost_of(_timings([(3.6, 1.0)] * 3), 0)
     # 3.6 ms a row on two threads: a million rows are one hour of two cores.

@@ -151,12 +151,15 @@ def decided(criteria: Sequence[Criterion], quantities: Mapping[str, Quantity]) -
 
 
 def cost_of(timings: Timings, model: int) -> dict[str, Quantity]:
-    """Give one model's latencies, throughput and cost; a quantile that lacks samples is left out."""
+    """Give one model's latencies, throughput and cost; what lacks samples, as under a small budget, is left out."""
     found: dict[str, Quantity] = {}
     for name, share in QUANTILES.items():
         if timings.resolves(model, share):
             found[name] = timings.latency(model, share)
-    rate = timings.throughput(model, len(timings.batches) - 1)
+    last = len(timings.batches) - 1
+    if not timings.resolves(model, 0.5, last):
+        return found
+    rate = timings.throughput(model, last)
     found["throughput_rows_per_s"] = rate
     dollars = max(timings.threads, 1) * PRICE_CORE_HOUR_USD / 3600 * 1e6
     found["cost_per_million"] = Quantity(dollars / rate.value, dollars / rate.hi, dollars / rate.lo, rate.n)
