@@ -7,7 +7,7 @@ the gate rows at least FLAML's and at least LightGBM's defaults; a trial's run c
 
 Both rivals train on every row outside the gate; `tune` trains on the train and calibration rows and picks among its
 finalists on the selection rows, as the recipe does. FLAML gets the seconds that the search and its finalists took, and
-more where the machine was busy and gave it less processor time. Of larger tables 6,000 rows outside the gate are taken.
+more where the machine was busy and gave it less processor time. Of larger tables 3,000 rows outside the gate are taken.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from recipes.tune import lift
 
 TRIALS, FOLDS, FINALISTS = 50, 5, 3
 # Rows outside the gate, of a larger table a sample; all gate rows stay. So the benchmark takes minutes, not hours.
-MOST_ROWS = 6000
+MOST_ROWS = 3000
 PEER = "PEER_FLAML"
 # FLAML may have this share of our processor seconds at least, or it runs again with a longer budget.
 ENOUGH, ATTEMPTS = 0.9, 3
