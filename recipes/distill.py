@@ -31,7 +31,7 @@ from mlflow_opt.runs.outcome import Row
 from mlflow_opt.signature import run
 from mlflow_opt.tables.table_distillation import KINDS, Kind, Student
 from mlflow_opt.workbench import distilling_networks, distilling_tables
-from mlflow_opt.workbench.distilling_networks import Teaching, named, trainer_for
+from mlflow_opt.workbench.distilling_networks import Teaching, check_epochs, named, trainer_for
 from mlflow_opt.workbench.distilling_tables import HARD, Classroom, check
 from mlflow_opt.workbench.ensemble_workbench import trainer
 
@@ -139,6 +139,7 @@ def distill(
         Bucila et al. 2006; Hinton et al. 2015; Fakoor et al. 2020.
     """
     check(augment, mix, temperature, min(trees, hidden))
+    check_epochs(epochs)
     with session.start("distill", locals(), train=trainer_for(model, members, trainer(model, members, threads))) as work:
         if isinstance(work.example, dict):
             distilling_networks.teach(work, Teaching(student, named(members), epochs, augment, mix, temperature, unlabelled))

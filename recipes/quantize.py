@@ -162,6 +162,7 @@ def quantize(
     References:
         Jacob et al. 2018; Nagel et al. 2021; Wu et al. 2020; Esser et al. 2020.
     """
+    _check_positive(calibration_rows=calibration_rows, qat_epochs=qat_epochs)
     with session.start("quantize", locals()) as work:
         graph = exporting.to_onnx(work.model, work.example, work.task)
         float_proto = prepared(graph.proto)
@@ -185,6 +186,12 @@ def quantize(
             )
         _plot(bench)
         return work.conclude(lambda rows: advise(rows, work.headline, cpu_features()))
+
+
+def _check_positive(**lengths: int) -> None:
+    for name, value in lengths.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}; qat=never trains nothing, and 512 calibration rows are usual.")
 
 
 def _correct(bench: Bench, scheme: Scheme) -> None:
@@ -234,18 +241,15 @@ def _trained(bench: Bench, scheme: Scheme, epochs: int) -> Any:
     work = bench.work
     try:
         network_of(work.model)
-    except ValueError as error:
-        raise CannotTrainError(str(error)) from error
-    with retraining.start(work) as course:
-        try:
+        with retraining.start(work) as course:
             plain = fake_quantisation.folded(course.learner.module, course.validation.inputs)
             rounded = fake_quantisation.rounded(plain, course.validation.inputs, scheme)
-        except ValueError as error:
-            raise CannotTrainError(str(error)) from error
-        settings = replace(usual_settings(len(course.train.targets), epochs, _RATE, work.seed), weight_decay=0.0)
-        teacher = course.learner.judged(plain)
-        lesson = lesson_of(course.train, lambda inputs: scores_of(teacher, inputs).numpy(), {})
-        fitted = course.fit("qat", rounded, settings, soft_loss(lesson, _TEMPERATURE, _MIX))
+            settings = replace(usual_settings(len(course.train.targets), epochs, _RATE, work.seed), weight_decay=0.0)
+            teacher = course.learner.judged(plain)
+            lesson = lesson_of(course.train, lambda inputs: scores_of(teacher, inputs).numpy(), {})
+            fitted = course.fit("qat", rounded, settings, soft_loss(lesson, _TEMPERATURE, _MIX))
+    except ValueError as error:
+        raise CannotTrainError(str(error)) from error
     module, learnt = fake_quantisation.taken_apart(fitted.module, plain)
     proto = prepared(export_retrained(module, work.model, work.example).proto)
     return quantised(proto, scheme, bench.feeds, grids=fake_quantisation.grids_of(proto, learnt))

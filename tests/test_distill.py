@@ -78,8 +78,9 @@ def test_distill_teaches_a_dropin_and_compares_it_when_given_an_ensemble(ensembl
         ({"mix": 1.5}, "mix must lie in"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"trees": 0}, "trees and hidden must be at least 1"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
-    ids=["augment", "mix", "temperature", "trees"],
+    ids=["augment", "mix", "temperature", "trees", "epochs"],
 )
 def test_distill_refuses_a_parameter_when_out_of_range(given: dict[str, float], says: str, tracking_uri: str) -> None:
     # The types are the point of `given`: each is a parameter's own.

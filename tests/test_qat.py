@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -197,3 +198,25 @@ def test_quantize_trains_when_asked_and_says_what_that_recovered(
     assert "qat" in variants
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert "Training with rounding loses" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("name", ["calibration_rows", "qat_epochs"])
+def test_quantize_refuses_when_a_length_is_zero(name: str) -> None:
+    # The recipe has no such parameter of another type.
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        quantize(**{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_quantize_leaves_training_out_with_a_word_when_the_rows_are_a_table(tmp_path: Path, tracking_uri: str) -> None:
+    case = training_cases.perceptron(tmp_path)
+    with np.load(case.data) as arrays:
+        table = pd.DataFrame(arrays["numbers"], columns=list("abcdef")).assign(target=arrays["target"])
+    table.to_parquet(tmp_path / "table.parquet")
+    quantize(model=str(case.model), data=str(tmp_path / "table.parquet"), qat="always", budget_s=2.0)
+    client = MlflowClient(tracking_uri)
+    runs = client.search_runs([str(one.experiment_id) for one in client.search_experiments()])
+    assert "qat" not in {run.data.tags.get("mlflow_opt.variant") for run in runs}
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == "FINISHED"
+    assert "training with rounding was left out: a network is trained on arrays" in parent.data.tags["mlflow.note.content"]

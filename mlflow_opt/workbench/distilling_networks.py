@@ -62,11 +62,11 @@ class Teaching:
     temperature: float = 4.0
     unlabelled: str = ""
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.augment < 0:
-            raise ValueError(
-                f"epochs must be at least 1 and augment not negative, got {self.epochs} and {self.augment}; 20 and 1 are usual."
-            )
+
+def check_epochs(epochs: int) -> None:
+    """Refuse a training of no epochs, before anything is trained."""
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}; 10 to 20 are usual.")
 
 
 def teach(work: Session, how: Teaching) -> None:
