@@ -17,7 +17,7 @@ import yaml
 
 from mlflow_opt.declaration.entries import Entry, entries, helps
 from mlflow_opt.declaration.parameter import Parameter, to_text
-from mlflow_opt.generation import policy_reference, quoted, recipe_guides
+from mlflow_opt.generation import policy_reference, quoted, recipe_guides, results_page
 from mlflow_opt.signature import guard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,10 +73,11 @@ def generated(root: Path, found: Sequence[Entry]) -> dict[Path, str]:
     return {
         root / "MLproject": _NOTE.format(source="a recipe's signature") + _yaml(mlproject(found)),
         root / "conda.yaml": _NOTE.format(source="pyproject.toml or constraints.txt") + _yaml(conda(metadata, pins)),
-        readme: listed,
+        readme: quoted.requoted(listed, results),
         reference: filled(reference, {name: write() for name, write in _POLICY.items()}),
         faq: quoted.requoted(faq.read_text(encoding="utf-8"), results),
         guides: quoted.requoted(told, results),
+        root / "docs" / "benchmarks.md": results_page.results_page(root / "benchmarks"),
     }
 
 
