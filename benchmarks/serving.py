@@ -209,6 +209,9 @@ def _bounds(middle: dict[str, dict[int, dict[str, float]]]) -> list[str]:
     if peers:
         best = max(peers, key=lambda name: peers[name])
         lines.append(f"| over the best peer ({best}) | {ours / peers[best]:.1f}x | >= 8x |")
+        quick = min([*peers, "mlflow models serve"], key=lambda name: middle[name][32]["p99"])
+        own, theirs = (middle[name][32]["p99"] for name in ("ours, LightGBM", quick))
+        lines.append(f"| p99 at 32 connections, beside the lowest of the others ({quick}) | {own:.1f} ms, {theirs:.1f} ms | lower |")
     missing = [name for name in PEER_NAMES if name not in rate]
     note = f"Not run here: {', '.join([*missing, 'Ray Serve'])}."
     return [*lines, "", note]

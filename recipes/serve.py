@@ -3,7 +3,7 @@
 Helps where many small requests come: Python's share of a request, not the model's, is then what most servers spend, and
 the requests that wait can share a call. Does not help a model that has no fast path (compile it first), large requests,
 which are batches already, or traffic so light that any server meets the objective. A cache helps where rows recur and the
-model costs more than reading a request; for a few hundred trees it saves a third of a millisecond.
+model costs more than reading a request; for a few hundred trees it saves some tens of microseconds.
 
 Load is open: requests arrive by a Poisson process whether or not the server keeps up, and a request's time counts from the
 moment it was meant to be sent, so that no request is left out for having waited (Tene 2013, "How NOT to measure latency").

@@ -110,10 +110,15 @@ class TableReader:
             return None
         if type(data) is not list or not data or layout.index not in (None, len(data)):
             return None
-        if not all(type(row) is list and len(row) == layout.width for row in data):
-            return None
-        rows = data if layout.pick is _as_it_is else [layout.pick(row) for row in data]
-        return rows if all(self._clean(row) for row in rows) else None
+        rows: list[Row] = []
+        for row in data:
+            if type(row) is not list or len(row) != layout.width:
+                return None
+            picked = layout.pick(row)
+            if not self._clean(picked):
+                return None
+            rows.append(picked)
+        return rows
 
     def _remember(self, opening: bytes) -> None:
         """Keep an opening if a value put behind it is the value of `data`, whatever the text before it looks like."""
