@@ -112,6 +112,17 @@ def test_find_rate_says_whether_it_is_met_when_the_objective_is(
     assert process.returncode is not None
 
 
+def test_find_rate_asks_enough_requests_when_the_server_is_slow(serving_models: Mapping[str, Path], tmp_path: Path) -> None:
+    port = free_port()
+    # An objective that nothing meets drives the rate down, to where a short stretch would hold next to no request.
+    requests = [request_bytes(body) for body in bodies(mixed(20), 20)]
+    command = our_command(str(serving_models["pipeline"]), Settings(), port)
+    with running(command, port, tmp_path / "log") as process:
+        found = find_rate(process, port, requests, Objective(0.0001, seconds=0.05, connections=4, steps=3))
+    assert min(sum(load.statuses.values()) for load in found.curve) >= 20
+    assert np.isfinite([load.p50_ms for load in found.curve]).all()
+
+
 def test_running_says_why_when_a_server_does_not_come_up(tmp_path: Path) -> None:
     port = free_port()
     with (

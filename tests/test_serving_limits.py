@@ -179,7 +179,8 @@ def test_server_shows_what_it_serves_when_asked(serving_models: Mapping[str, Pat
         await _post(application, split(numbers(3)))
         assert [(await http.get(path)).status_code for path in ("/ping", "/health", "/ready", "/docs")] == [200] * 4
         assert (await http.get("/nowhere")).status_code == 404
-        assert (await http.get("/invocations")).status_code == 404
+        wrong = await http.get("/invocations")
+        assert (wrong.status_code, wrong.headers["allow"], "by POST" in wrong.text) == (405, "POST", True)
         shown = (await http.get("/version")).json()
         assert shown["mlflow"] == mlflow.__version__
         assert (shown["fast_path"], shown["batching"], shown["verdict"]["outcome"]) == ("lightgbm, trees by onnxruntime", "yes", "NONE")

@@ -28,7 +28,8 @@ mlflow-opt serves a registered model on this machine over MLflow's REST protocol
 
   mlflow deployments run-local -t mlflow-opt --name churn -m models:/churn@champion -C port=5001 -C require_verdict=true
 
-Each -C is a parameter of the server; `python -m {_COMMAND} --help` lists them. To ask a running server:
+Each -C is a parameter of the server; `python -m {_COMMAND} --help` lists them. To ask a running server, with
+a file of rows such as [{{"age": 40, "plan": "basic"}}, ...]:
 
   mlflow deployments predict -t mlflow-opt:http://127.0.0.1:5001 --name churn -I rows.json
 """

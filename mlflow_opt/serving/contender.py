@@ -25,6 +25,8 @@ _START_S = 120
 _BUSY = 32
 # The search begins below what a closed loop reaches: at that rate an open queue grows without end.
 _FIRST = 0.7
+# A slow server is given longer stretches, so that the percentiles are of some requests and not of two or none.
+_FEWEST, _LONGEST_S = 40, 6.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +36,7 @@ class Objective:
 
     Args:
         p95_ms: 95 of 100 requests are to be answered within so many milliseconds of the moment they were meant to be sent.
-        seconds: length of each stretch of load.
+        seconds: length of each stretch of load; longer where fewer than forty requests would come.
         connections: of the clients.
         steps: stretches of load to narrow the rate down.
         seed: of the arrivals.
@@ -136,7 +138,9 @@ def find_rate(process: subprocess.Popen[bytes], port: int, requests: Sequence[by
     low, high, rate = 0.0, capacity * 1.1, capacity * _FIRST
     seen: list[tuple[Load, float]] = []
     for step in range(objective.steps):
-        times = poisson_times(max(rate, 2.0), objective.seconds, objective.seed + step)
+        rate = max(rate, 2.0)
+        seconds = max(objective.seconds, min(_LONGEST_S, _FEWEST / rate))
+        times = poisson_times(rate, seconds, objective.seed + step)
         before = cpu_seconds(process.pid)
         load = open_loop(port, requests, times, objective.connections)
         answered = sum(load.statuses.values())

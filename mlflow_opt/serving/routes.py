@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
+from mlflow_opt.serving.replies import refusal
+
 if TYPE_CHECKING:
     from mlflow_opt.serving.app import Application
 
@@ -53,8 +55,14 @@ def make_routes(application: Application) -> FastAPI:
         ("/metrics", metrics, "Prometheus metrics."),
     ):
         routes.get(path, summary=words, response_model=None)(_bound(on_loop, answer))
+    routes.api_route("/invocations", methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False)(_only_post)
     routes.openapi = lambda: _document(routes, application)  # type: ignore[method-assign]
     return routes
+
+
+async def _only_post() -> Response:
+    reply = refusal(405, "BAD_REQUEST", "rows are sent to /invocations by POST; see /docs for what a request looks like.")
+    return Response(reply.body, reply.status, {"allow": "POST"}, "application/json")
 
 
 def describe(application: Application) -> dict[str, Any]:
