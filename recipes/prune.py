@@ -3,7 +3,8 @@
 Trees: a large sum of trees mostly repeats itself. Four ways to make it smaller are tried, each as far as validation rows
 allow: `rounds` keeps the first rounds or trees of the model as it is; `leaves` merges subtrees by cost-complexity, dearest
 last; `depth` cuts every tree at a depth; `refit` trains the model again with larger steps, fewer rounds and fewer leaves,
-which nearly always goes furthest, and then merges leaves of that.
+which nearly always goes furthest, and then merges leaves of that. Where LightGBM is trained again, its leaves are also learnt
+anew together (`refined`), which costs a row nothing and wins back much of what fewer rounds lose.
 
 Networks: `structured` really removes channels, neurons and attention heads, with all that depends on them, from the layers
 whose loss grows least for the multiplications saved, in steps with fine-tuning after each; where the policy bounds latency,
@@ -19,7 +20,8 @@ that are larger than their task. Does not help linear models, which have nothing
 encoding columns, or networks so small that calling them is what costs.
 
 References: Breiman, Friedman, Olshen, Stone 1984, "Classification and Regression Trees" (cost-complexity pruning); Friedman
-2001, "Greedy function approximation: a gradient boosting machine" (rounds against step size); Molchanov et al. 2019, "Importance
+2001, "Greedy function approximation: a gradient boosting machine" (rounds against step size); Ren et al. 2015, "Global refinement
+of random forest" (leaves learnt together); Molchanov et al. 2019, "Importance
 estimation for neural network pruning"; Fang et al. 2023, "DepGraph: towards any structural pruning"; Zhu & Gupta 2017, "To prune,
 or not to prune".
 """

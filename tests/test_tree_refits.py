@@ -11,7 +11,7 @@ import pytest
 from mlflow_opt.export import exporting
 from mlflow_opt.tables.learners import Learner, learner_of
 from mlflow_opt.trees.tree_pruning import Judged, LeafPruner, Point, Ruler, facts_of, rounds_curve, smallest
-from mlflow_opt.trees.tree_refits import Setting, cheapest, hold_out, knobs_of, trained_smaller
+from mlflow_opt.trees.tree_refits import Setting, Trained, cheapest, hold_out, knobs_of, trained_smaller, worth_refining
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread
 
@@ -74,14 +74,25 @@ def test_hold_out_judges_on_rows_that_are_not_trained_on() -> None:
 
 
 def test_cheapest_takes_the_cheapest_that_holds_and_none_when_nothing_is_cheaper() -> None:
-    own = (Setting({}, 100, 100.0), [Point(100, 0.0), Point(50, 0.03)])
-    small = (Setting({"num_leaves": 4}, 100, 40.0), [Point(100, 0.004), Point(50, 0.008), Point(25, 0.5)])
-    worse = (Setting({"num_leaves": 2}, 100, 10.0), [Point(100, 0.2), Point(50, 0.0)])
+    whole = Judged(0.9, 0.3, np.zeros(2))
+    own = Trained(Setting({}, 100, 100.0), [Point(100, 0.0), Point(50, 0.03)], whole)
+    small = Trained(Setting({"num_leaves": 4}, 100, 40.0), [Point(100, 0.004), Point(50, 0.008), Point(25, 0.5)], whole)
+    worse = Trained(Setting({"num_leaves": 2}, 100, 10.0), [Point(100, 0.2), Point(50, 0.0)], whole)
     chosen = cheapest([own, small, worse], 0.01)
     assert chosen is not None
     assert (dict(chosen.params), chosen.rounds, chosen.cost) == ({"num_leaves": 4}, 50, 20.0)
     assert cheapest([own, worse], 0.01) is None
     assert cheapest([], 0.01) is None
+
+
+def test_worth_refining_lists_what_costs_more_only_if_it_loses_less() -> None:
+    whole = Judged(0.9, 0.3, np.zeros(2))
+    own = Trained(Setting({}, 100, 100.0), [Point(100, 0.0), Point(50, 0.03)], whole)
+    small = Trained(Setting({"num_leaves": 4}, 100, 40.0), [Point(100, 0.004), Point(50, 0.008), Point(25, 0.5)], whole)
+    worse = Trained(Setting({"num_leaves": 2}, 100, 30.0), [Point(100, 0.009), Point(50, 0.012)], whole)
+    found = worth_refining([own, small, worse], 0.001)
+    assert [(dict(one.params), one.rounds) for one in found] == [({"num_leaves": 2}, 50), ({"num_leaves": 4}, 50), ({"num_leaves": 4}, 100)]
+    assert worth_refining([own], 0.001) == []
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "boosting", "histogram", "forest", "tree", "pipeline"])
@@ -91,13 +102,13 @@ def test_trained_smaller_begins_with_the_models_own_setting_when_any_library(nam
     held = zoo.table(200, holes=zoo.NATIVES[name][2], seed=4)
     headline = "roc_auc" if task.kind == "binary" else "accuracy"
     tried = list(trained_smaller(learner, rows, wanted, Ruler(held, zoo.labels(held, task), task, headline), 8))
-    first, curve = tried[0]
+    first, curve, _ = tried[0]
     assert (dict(first.params), curve[0].lost) == ({}, 0.0)
     assert len(tried) >= 2
     knobs = knobs_of(learner)
     assert knobs is not None
-    assert all(set(setting.params) <= {knobs.rounds, knobs.rate, knobs.leaves} for setting, _ in tried)
-    assert min(setting.cost for setting, _ in tried[1:]) <= first.cost
+    assert all(set(setting.params) <= {knobs.rounds, knobs.rate, knobs.leaves} for setting, _, _ in tried)
+    assert min(setting.cost for setting, _, _ in tried[1:]) <= first.cost
     assert learner.params() == learner_of(model).params()
 
 

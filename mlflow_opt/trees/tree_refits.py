@@ -1,4 +1,4 @@
-"""Train a model of trees again, smaller: larger steps, fewer rounds, fewer leaves in a tree, and what that loses.
+"""Train a model of trees again, smaller: larger steps, fewer rounds, fewer leaves in a tree, better leaves, and what that loses.
 
 Five hundred small steps can often be sixty larger ones, and a tree of sixteen leaves instead of sixty-four costs a row two
 decisions less in each. How far that goes is found on rows held out of the train and calibration parts; the model's own setting
@@ -13,13 +13,14 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mlflow_opt.tables.cross_validation import fold_of
 from mlflow_opt.tables.learners import Learner
+from mlflow_opt.trees import leaf_refits
 from mlflow_opt.trees.tree_pruning import MOST_ROWS, SMALLEST, Judged, Point, Ruler, rounds_curve, smallest
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 # Factors of the step size, and of the leaves of a tree, that a new training tries.
 _FASTER, _SMALLER = (1.0, 2.0, 4.0, 8.0), (1.0, 0.5, 0.25, 0.125)
 _LARGEST_RATE = 0.5
+# Leaves that are learnt together win back about this much; so many of the cheapest settings are looked at, at these prices.
+_WON_BACK, _LOOKS, _PRICES = 0.015, 8, (30.0, 100.0)
 _HELD_OUT_FOLDS = 5
 
 
@@ -37,6 +40,14 @@ class Setting:
     params: Mapping[str, Any]
     rounds: int
     cost: float
+
+
+class Trained(NamedTuple):
+    """A setting with all of its rounds, what it loses after ever fewer, and how good all of them are."""
+
+    setting: Setting
+    curve: list[Point]
+    whole: Judged
 
 
 @dataclass(frozen=True)
@@ -80,9 +91,7 @@ def hold_out(rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler) -> tuple[pd.D
     return rows[~held], labels[~held], replace(ruler, rows=judged, labels=np.concatenate([labels[held], ruler.labels]))
 
 
-def trained_smaller(
-    learner: Learner, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, leaves: int
-) -> Iterator[tuple[Setting, list[Point]]]:
+def trained_smaller(learner: Learner, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, leaves: int) -> Iterator[Trained]:
     """Train a model with larger steps and smaller trees, and judge each training after ever fewer rounds.
 
     Args:
@@ -93,7 +102,7 @@ def trained_smaller(
         leaves: of a tree on average, where the parameters do not say.
 
     Yields:
-        A setting with all of its rounds, and its curve; the model's own setting first.
+        What came of a setting; the model's own first.
     """
     knobs = knobs_of(learner)
     if knobs is None:
@@ -108,10 +117,10 @@ def trained_smaller(
             "%s: %s %.4f on held-out rows, trained in %.1f s.", params or "as it is", ruler.headline, whole.headline, fitted.seconds
         )
         rounds = int(curve[0].size)
-        yield Setting(params, rounds, _cost(rounds, int(params.get(knobs.leaves, leaves)))), curve
+        yield Trained(Setting(params, rounds, _cost(rounds, int(params.get(knobs.leaves, leaves)))), curve, whole)
 
 
-def cheapest(settings: Sequence[tuple[Setting, Sequence[Point]]], allowed: float) -> Setting | None:
+def cheapest(settings: Sequence[Trained], allowed: float) -> Setting | None:
     """Choose the setting and the rounds that cost a row least among those that lose no more than is allowed.
 
     Args:
@@ -123,13 +132,70 @@ def cheapest(settings: Sequence[tuple[Setting, Sequence[Point]]], allowed: float
     """
     if not settings:
         return None
-    own, found = settings[0][0], []
-    for setting, curve in settings:
+    own, found = settings[0].setting, []
+    for setting, curve, _ in settings:
         rounds = int(smallest(curve, allowed))
         if next(point.lost for point in curve if point.size == rounds) <= allowed:
-            found.append(replace(setting, rounds=rounds, cost=setting.cost * rounds / setting.rounds))
+            found.append(_at(setting, rounds))
     best = min(found, key=lambda one: one.cost)
     return best if best.cost < own.cost else None
+
+
+def worth_refining(settings: Sequence[Trained], allowed: float) -> list[Setting]:
+    """List the settings and rounds that may lose little enough once their leaves are learnt together, the cheapest first.
+
+    Args:
+        settings: what `trained_smaller` gave.
+        allowed: loss against the model's own setting.
+    """
+    points = sorted(
+        ((_at(setting, int(point.size)), point.lost) for setting, curve, _ in settings for point in curve), key=lambda one: one[0].cost
+    )
+    found: list[Setting] = []
+    least = allowed + _WON_BACK
+    for setting, lost in points:
+        # What costs more must lose less, or it is not worth its look.
+        if lost <= least and setting.cost < settings[0].setting.cost:
+            found.append(setting)
+            least = lost
+    return found[:_LOOKS]
+
+
+def refined_smaller(
+    learner: Learner, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, settings: Sequence[Trained], allowed: float
+) -> Iterator[tuple[Setting, float, float]]:
+    """Learn the leaves of promising settings together, and judge.
+
+    Args:
+        learner: how the model is trained.
+        rows: that `trained_smaller` trained on.
+        labels: shape (n,).
+        ruler: its rows, that no training here sees.
+        settings: what it gave.
+        allowed: loss against the model's own setting.
+
+    Yields:
+        A setting, cheapest first, the price of moving its leaves, and what it then loses.
+    """
+    for setting in worth_refining(settings, allowed) if leaf_refits.can_be_refined(learner) else ():
+        fitted = learner.fit(rows, labels, params=params_of(learner, setting) | leaf_refits.subsampled(learner.params()))
+        answers = {price: leaf_refits.refined(fitted, rows, labels, ruler.task, price).scores(ruler.rows) for price in _PRICES}
+        lost = {price: ruler.judge(scores).lost(settings[0].whole) for price, scores in answers.items()}
+        price = min(lost, key=lambda one: lost[one])
+        logger.info(
+            "Leaves of %d rounds %s learnt together: %+.4f at one standard error.", setting.rounds, dict(setting.params), lost[price]
+        )
+        yield setting, price, lost[price]
+
+
+def params_of(learner: Learner, setting: Setting) -> dict[str, Any]:
+    """Give the parameters that train a setting with just its rounds."""
+    knobs = knobs_of(learner)
+    return {**setting.params, **({knobs.rounds: setting.rounds} if knobs and knobs.rounds else {})}
+
+
+def _at(setting: Setting, rounds: int) -> Setting:
+    return replace(setting, rounds=rounds, cost=setting.cost * rounds / setting.rounds)
 
 
 def _params(own: Mapping[str, Any], knobs: Knobs, leaves: int) -> Iterator[dict[str, Any]]:

@@ -14,15 +14,18 @@ from mlflow_opt.session import Session
 from mlflow_opt.tables import learner_files, learners
 from mlflow_opt.tables.held_out import table
 from mlflow_opt.tables.learners import Fitted, Learner
+from mlflow_opt.trees.leaf_refits import refined, subsampled
 from mlflow_opt.trees.tree_graphs import scores_of
 from mlflow_opt.trees.tree_pruning import LeafPruner, Point, Ruler, facts_of, rounds_curve, shortened, smallest
-from mlflow_opt.trees.tree_refits import Setting, cheapest, hold_out, knobs_of, trained_smaller
+from mlflow_opt.trees.tree_refits import Setting, cheapest, hold_out, params_of, refined_smaller, trained_smaller
 from mlflow_opt.workbench import tree_curves
 
 logger = logging.getLogger(__name__)
 
 # A curve on few rows flatters, so every way is also gone for half of the loss only.
 _PARTS = (1.0, 0.5)
+# Few large steps on parts of the rows come out better or worse by chance.
+_SEEDS = 3
 
 
 def prune_trees(work: Session, way: str, allowed: float) -> None:
@@ -91,7 +94,7 @@ class TreeWorkbench:
             self._add_cut(f"depth_{depth:.0f}", self.pruner, {"method": "depth", "depth": int(depth)}, depth=int(depth))
 
     def refit(self) -> None:
-        """Train the model again with larger steps and smaller trees, and merge leaves of the cheapest that holds."""
+        """Train the model again with larger steps and smaller trees, learn leaves together, and merge leaves of the cheapest that holds."""
         learner = self._learner("refit")
         if learner is None:
             return
@@ -99,7 +102,7 @@ class TreeWorkbench:
         rows, labels, ruler = hold_out(table(train), train.labels, self.ruler)
         leaves = max(2, round(self.pruner.leaves / self.pruner.trees))
         tried = list(trained_smaller(learner, rows, labels, ruler, leaves))
-        for setting, curve in tried:
+        for setting, curve, _ in tried:
             self.curves["refit_" + ("as_it_is" if not setting.params else _shown(setting))] = curve
         for part in _PARTS:
             chosen = cheapest(tried, part * self.allowed)
@@ -107,22 +110,40 @@ class TreeWorkbench:
                 logger.info("No training with larger steps or smaller trees is cheaper within a loss of %.4g.", part * self.allowed)
             else:
                 self._add_refit(learner, chosen)
+        left: tuple[float, ...] = _PARTS
+        for setting, price, lost in refined_smaller(learner, rows, labels, ruler, tried, self.allowed) if tried else ():
+            if any(lost <= part * self.allowed for part in left):
+                self._add_refined(learner, setting, price)
+                left = tuple(part for part in left if lost > part * self.allowed)
+            if not left:
+                break
 
     def _add_refit(self, learner: Learner, setting: Setting) -> None:
         name, train = f"refit_{_shown(setting)}", self.work.split.train
-        if not self._is_new(name):
-            return
-        knobs = knobs_of(learner)
-        rounds = {knobs.rounds: setting.rounds} if knobs and knobs.rounds else {}
-        given = {**setting.params, **rounds}
-        fitted = learner.fit(table(train), train.labels, params=given)
+        if self._is_new(name):
+            given = params_of(learner, setting)
+            self._add_trained(name, learner.fit(table(train), train.labels, params=given), {"method": "refit", **given})
+
+    def _add_refined(self, learner: Learner, setting: Setting, price: float) -> None:
+        """Train a setting on all train rows and learn its leaves together; of several seeds the best on calibration rows."""
+        train, given = self.work.split.train, params_of(learner, setting) | subsampled(learner.params())
+        made = []
+        for seed in range(self.work.seed, self.work.seed + _SEEDS):
+            fitted = learner.fit(table(train), train.labels, params={**given, "random_state": seed})
+            better = refined(fitted, table(train), train.labels, self.work.task, price)
+            made.append((self.ruler.judge(better.scores(self.ruler.rows)).lost(self._reference), seed, better))
+        _, seed, best = min(made, key=lambda one: one[:2])
+        told = {"method": "refit, leaves learnt together", **given, "random_state": seed, "leaf_price": price}
+        self._add_trained(f"refined_{_shown(setting)}", best, told)
+
+    def _add_trained(self, name: str, fitted: Fitted, told: Mapping[str, Param]) -> None:
+        """Add a newly trained model, and once more with its leaves merged."""
         made = self.work.refitted(name, fitted)
-        self._add(name, made, {"method": "refit", **given})
-        pruner = LeafPruner(exporting.to_onnx(made, self.work.example, self.work.task), table(train))
+        self._add(name, made, told)
+        pruner = LeafPruner(exporting.to_onnx(made, self.work.example, self.work.task), table(self.work.split.train))
         for share in self._sizes(f"{name}_leaves", pruner.share_curve(self.ruler, self._reference))[:1]:
-            self._add_cut(
-                f"{name}_leaves_{100 * share:.0f}", pruner, {"method": "refit, leaves", **given, "leaf_share": share}, made, share=share
-            )
+            params = {**told, "method": f"{told['method']}, leaves merged", "leaf_share": share}
+            self._add_cut(f"{name}_leaves_{100 * share:.0f}", pruner, params, made, share=share)
 
     def _sizes(self, way: str, curve: Sequence[Point]) -> list[float]:
         """Choose sizes from a curve, for all of the loss and for half of it; none if the curve never holds."""
