@@ -34,7 +34,7 @@ from mlflow_opt.precision.quantisation import prepared, quantised, schemes_for
 POLICY = parse_policy("validation_criteria: [{metric: accuracy, max_drop: 0.01}, {metric: speedup, min: 2.5}]")
 CONDITIONS = measure.Conditions(threads=1, batch_size=32, budget_s=15.0)
 SETS = {"Fashion-MNIST": ("fashion_mnist", "target"), "5,000 of MNIST": ("mnist5k.npz", "y")}
-SHARE, STEPS, ZEROS = 0.25, 2, 0.7
+SHARE, STEPS, ZEROS = 0.3, 2, 0.7
 
 
 class Bench:
@@ -152,7 +152,7 @@ def _points(found: Any) -> list[float]:
 
 def main() -> None:
     """Measure and write results/prune_networks.*."""
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.WARNING)
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
     started, found = time.monotonic(), {}
     for dataset in SETS:

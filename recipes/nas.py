@@ -118,8 +118,8 @@ def nas(
             searched = {}
             for place, one in enumerate(network_search.finalists(found, finalists), 1):
                 searched[f"searched_{place}"] = (one, hunt.train(f"searched_{place}", hunt.build(one), hunt.told(one)))
-            if rival and model and hunt.facts.kind == "picture":
-                hunt.train(search_findings.RIVAL, hunt.rival(), {"method": "MobileNetV2, half width"})
+            if rival and model:
+                network_search.add_rival(hunt)
             if prune:
                 network_search.add_pruned(hunt, searched["searched_1"][1])
         scores = {name: one.values[0] for name, (one, _) in searched.items()}

@@ -131,14 +131,22 @@ class Scoring:
         settings = replace(proxy_settings(len(self.train.targets), epochs), seed=self.seed * 1_000_003 + number)
         try:
             with file_locks.working(file_locks.machine_folder()):
-                fitted = fit(self._judged(module), self.train, self.validation, settings, loss_of(self.facts))
+                fitted = fit(self._judged(oriented(module, train=True)), self.train, self.validation, settings, loss_of(self.facts))
         except (RuntimeError, IndexError, DivergedError) as error:
             raise ValueError(f"a network of the space must be trainable on the data: {error}") from error
         trained: nn.Module = fitted.module.network  # type: ignore[assignment]
-        return trained
+        return oriented(trained, train=False)
 
     def _judged(self, module: nn.Module) -> nn.Module:
         return Judged(module, self.form, self.facts.scale_of_target)
+
+
+def oriented(module: nn.Module, *, train: bool) -> nn.Module:
+    """Order a network's weights for training, in which convolutions with channels last are up to a third faster, or as usual."""
+    order = torch.channels_last if train else torch.contiguous_format
+    # torch's own stub forgets the argument.
+    made: nn.Module = module.to(memory_format=order)  # type: ignore[call-overload]
+    return made
 
 
 def proxy_settings(rows: int, epochs: int) -> TrainSettings:

@@ -25,7 +25,7 @@ from mlflow_opt.search.studies import Plan, Sampler
 from mlflow_opt.session import Session
 from mlflow_opt.workbench import curves
 from mlflow_opt.workbench.retraining import Course
-from mlflow_opt.workbench.search_findings import RUNTIME, too_short
+from mlflow_opt.workbench.search_findings import RIVAL, RUNTIME, too_short
 from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
 
 if TYPE_CHECKING:
@@ -125,12 +125,13 @@ class Hunt:
 
     def train(self, name: str, module: nn.Module, params: Mapping[str, Param]) -> nn.Module:
         """Train a network in full, add it as a variant, and give it."""
-        from mlflow_opt.architectures.network_trials import full_settings, loss_of
+        from mlflow_opt.architectures.network_trials import full_settings, loss_of, oriented
 
         settings = replace(full_settings(len(self.course.train.targets), self.epochs, self.work.seed), l1=self.l1)
         # Named by what it is: a search that goes on may find others first.
         key = f"{name}_{text_digest(str(sorted(params.items())))[:8]}"
-        fitted = self.course.fit(key, module, settings, loss_of(self.facts))
+        fitted = self.course.fit(key, oriented(module, train=True), settings, loss_of(self.facts))
+        fitted = replace(fitted, module=oriented(fitted.module, train=False))
         self.add(name, fitted, {**params, "l1": self.l1})
         return fitted.module
 
@@ -151,12 +152,6 @@ class Hunt:
     def told(self, tried: Tried) -> dict[str, Param]:
         """Say what a trial proposed and what the search saw of it."""
         return {"trial": tried.number, "search_score": tried.values[0], "search_latency": tried.values[1], **plain(tried.params)}
-
-    def rival(self) -> nn.Module:
-        """Build MobileNetV2 for the data's pictures."""
-        from mlflow_opt.architectures.network_space import mobilenet
-
-        return mobilenet(self.facts, self.work.seed)
 
     def build(self, tried: Tried) -> nn.Module:
         """Build what a trial proposed, with fresh weights."""
@@ -220,7 +215,7 @@ def train_first(split: Split, folder: Path, seed: int) -> Path:
     """
     from mlflow_opt import baselines
     from mlflow_opt.architectures.network_space import facts_of, mobilenet
-    from mlflow_opt.architectures.network_trials import full_settings, loss_of
+    from mlflow_opt.architectures.network_trials import full_settings, loss_of, oriented
     from mlflow_opt.networks.losses import Arrays
     from mlflow_opt.networks.training import fit
 
@@ -233,8 +228,8 @@ def train_first(split: Split, folder: Path, seed: int) -> Path:
         for part in (split.train, split.calibration)
     )
     settings = full_settings(len(train.targets), FIRST_EPOCHS, seed)
-    network = fit(mobilenet(facts, seed), train, validation, settings, loss_of(facts)).module
-    return baselines.save_network(network, next(iter(train.inputs.values())), folder)
+    network = fit(oriented(mobilenet(facts, seed), train=True), train, validation, settings, loss_of(facts)).module
+    return baselines.save_network(oriented(network, train=False), next(iter(train.inputs.values())), folder)
 
 
 def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
@@ -243,6 +238,19 @@ def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
 
     whole = [one for one in tried if one.metrics.get(WHOLE)]
     return searching.best(whole or list(tried), DIRECTIONS, count)
+
+
+def add_rival(hunt: Hunt) -> None:
+    """Train MobileNetV2 as long as what was found, and add it; not for other data than pictures, nor where it is what was given."""
+    from mlflow_opt.architectures.network_space import mobilenet
+
+    if hunt.facts.kind != "picture":
+        return
+    network = mobilenet(hunt.facts, hunt.work.seed)
+    if sum(one.numel() for one in network.parameters()) == hunt.work.model.parameters:
+        hunt.work.findings.append(f"The model that was given is {RIVAL} itself: it is not trained again.")
+        return
+    hunt.train(RIVAL, network, {"method": "MobileNetV2, half width"})
 
 
 def add_pruned(hunt: Hunt, module: nn.Module, rate: float = 0.5) -> None:
