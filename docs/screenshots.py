@@ -1,7 +1,7 @@
 """Take the pictures of the docs: a recipe's run as MLflow's own pages show it, by a headless Chromium.
 
-Run with `python -m docs.screenshots` (it runs `compile` and `compare` on the bundled churn table first, some minutes), or give a
-store that holds such runs: `python -m docs.screenshots sqlite:///mlflow.db`. Writes docs/images/*.png.
+Run with `python -m docs.screenshots` (it runs `compile`, some steps of `pipeline` and `compare` on the bundled churn table first, some
+minutes), or give a store that holds such runs: `python -m docs.screenshots sqlite:///mlflow.db`. Writes docs/images/*.png.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 NAME = "churn"
 WIDTH, HEIGHT = 1360, 850
+MADE = (
+    ("compile", "--register_as", NAME),
+    ("pipeline", "--steps", "baseline,compile,select_features,threshold", "--time_budget_s", "300"),
+    ("compare",),
+)
+# Sections of a pipeline's page that tell its story.
+STORY = ("What each step brought", "What became of each step")
 # MLflow's pages load their parts one by one and say nowhere that they are done: so long nothing may change.
 QUIET_S, PATIENCE_S = 3.0, 60.0
 # Turned off or on in the table of runs.
@@ -56,8 +63,8 @@ def main(argv: list[str]) -> None:
                 tab.evaluate(
                     "[...document.querySelectorAll('*')].filter(e => /^Path:/.test(e.innerText)).forEach(e => e.style.opacity = 0)"
                 )
-                _shrink(tab.picture(IMAGES / f"{name}.png"))
-                sys.stdout.write(f"{name}.png  {(IMAGES / f'{name}.png').stat().st_size // 1024} KB  {page}\n")
+                _keep(tab.picture(IMAGES / f"{name}.png"), page)
+            _chain_of_steps(tab, MlflowClient(store), Path(folder))
 
 
 def _without_assistant(tab: browser.Browser, address: str) -> None:
@@ -80,6 +87,26 @@ def _choose_columns(tab: browser.Browser) -> None:
     _settle(tab)
 
 
+def _chain_of_steps(tab: browser.Browser, client: MlflowClient, folder: Path) -> None:
+    """Take the part of a pipeline's page that shows what each step brought."""
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    run = _newest(client, experiments, "tags.`mlflow_opt.recipe` = 'pipeline' and status = 'FINISHED'", parent=True)
+    page = Path(client.download_artifacts(run.info.run_id, "report.html", str(folder)))
+    tab.look(1000, HEIGHT)
+    tab.open(page.as_uri(), "document.body.dataset.drawn", 60)
+    find = f"[...document.querySelectorAll('section')].filter(one => {json.dumps(STORY)}.includes(one.querySelector('h2').innerText))"
+    first, last = tab.evaluate(f"{find}.map(one => one.getBoundingClientRect()).map(one => [one.top + scrollY, one.bottom + scrollY])")
+    # What lies below the window is not drawn.
+    tab.look(1000, int(last[1]) + HEIGHT)
+    clip = {"x": 0, "y": first[0], "width": 1000, "height": last[1] - first[0] + 12}
+    _keep(tab.picture(IMAGES / "pipeline.png", clip=clip), "report.html of a pipeline")
+
+
+def _keep(path: Path, page: str) -> None:
+    _shrink(path)
+    sys.stdout.write(f"{path.name}  {path.stat().st_size // 1024} KB  {page}\n")
+
+
 def _settle(tab: browser.Browser) -> None:
     """Wait until the page has text and has not changed for a while."""
     before, since, until = "", time.monotonic(), time.monotonic() + PATIENCE_S
@@ -96,7 +123,7 @@ def _made(folder: Path) -> str:
     """Run the recipes that the pictures show, in a store of their own."""
     store = f"sqlite:///{folder / 'mlflow.db'}"
     environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT)}
-    for command in (["compile", "--register_as", NAME], ["compare"]):
+    for command in MADE:
         # The words are those above.
         subprocess.run(  # noqa: S603
             [sys.executable, "-m", "mlflow_opt.cli", *command], cwd=folder, env=environment, check=True

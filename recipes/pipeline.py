@@ -59,10 +59,11 @@ TABLES_ONLY = ("baseline", "compile", "select_features", "tune", "prune_ensemble
 NETWORKS_ONLY = ("nas", "quantize")
 ENSEMBLES = ("Voting", "Stacking", "Bagging")
 TREES = ("LGBM", "XGB", "RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting", "DecisionTree", "Voting", "Stacking")
-# What a step may take of what is left, as a multiple of its share: shares are guesses, and a step that is cut off brings nothing.
-MOST = 2.0
+# What a step may take of what is left, as a multiple of its share, or in seconds if that is more: shares are guesses, a step that is
+# cut off brings nothing, and measuring alone takes a minute where the model's own libraries are slow to load.
+MOST, LEAST_S = 2.0, 150.0
 # The end's own verdict, timing and served latency.
-END_S = 100.0
+END_S = 120.0
 # Of the default network of pictures.
 FIRST_EPOCHS = 10
 
@@ -99,8 +100,8 @@ class Chain:
         return self.left * STEPS[recipe] / sum(STEPS[name] for name in wanted)
 
     def allowance(self, recipe: str) -> float:
-        """Return the seconds that a step is given."""
-        return min(self.left, MOST * self.share(recipe))
+        """Return the seconds after which a step is stopped."""
+        return min(self.left, max(LEAST_S, MOST * self.share(recipe)))
 
 
 def chosen_steps(steps: str) -> list[str]:
@@ -145,7 +146,7 @@ def why_not(recipe: str, chain: Chain) -> str:
         return f"there are no trees to prune, the model is a {last_named(chain.best) or chain.best.flavour}"
     if recipe == "distill" and chain.work.candidates and not chain.work.missed():
         return "the policy is met without it"
-    if chain_limits.too_short(recipe, chain.allowance(recipe), chain.epoch_s):
+    if chain_limits.too_short(recipe, MOST * chain.share(recipe), chain.epoch_s):
         return "its share of the time is too short to train a network"
     return "" if chain.share(recipe) >= 1 else "the time budget is spent"
 
@@ -172,10 +173,10 @@ def take(chain: Chain, recipe: str) -> None:
     path, digest = chain_story.policy_file(recipe, chain.work)
     asked: dict[str, Param] = {name: params[name] for name in ("target", "seed", "threads", "metric")}
     asked |= {"data": f"{params['data']}#steps", "whole_time": params["time_budget_s"], "digest": chain.digest, "asked": digest}
-    seconds = chain.allowance(recipe)
+    seconds, share = chain.allowance(recipe), MOST * chain.share(recipe)
     # The kind of a model that the user gave is the user's choice.
     aside: dict[str, Param] = {"model": f"models:/{chain.start}", "policy": path, "families": "own" if params["model"] else "all"}
-    aside |= chain_limits.limits(recipe, seconds, chain.epoch_s)
+    aside |= chain_limits.limits(recipe, min(seconds, share), chain.epoch_s)
     record(chain, chaining.run_step(recipe, asked, aside, seconds, chain.work.parent.run_id))
 
 

@@ -10,11 +10,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_opt import data
+from mlflow_opt.declaration.entries import entries
 from mlflow_opt.policy import parse_policy
 from mlflow_opt.records import Param, Quantity
 from mlflow_opt.reports.report_text import as_html
 from mlflow_opt.reports.waterfall import Level, charts, save, table
-from mlflow_opt.runs import chain_story, chaining, step_runs, tracking
+from mlflow_opt.runs import chain_limits, chain_story, chaining, step_runs, tracking
 from recipes import pipeline
 from tests.tiny import tiny_table
 
@@ -89,6 +90,37 @@ def test_findings_become_tables_lists_and_words_when_shown_on_a_page() -> None:
     assert "<p>Steps:</p>" in shown
     assert '<td class="text">tune</td><td class="text">a &lt; b</td><td>12</td>' in shown
     assert shown.endswith("<ul class='plain'><li>one <code>x</code></li><li>two</li></ul>")
+
+
+def test_first_model_is_found_again_when_the_chain_that_trained_it_died(tracking_uri: str) -> None:
+    parent = tracking.open_parent("pipeline", {}, {})
+    child = tracking.open_child(parent, "baseline", {}, {})
+    model_id = tracking.create_model(parent, child, "pipeline-baseline", {}, {})
+    assert step_runs.first_model("the key") == ("", 0.0)
+    step_runs.mark_first(child, "the key", 81.25)
+    # Its run never ended.
+    assert step_runs.first_model("the key") == (model_id, 81.25)
+    assert step_runs.first_model("another") == ("", 0.0)
+
+
+def test_runs_of_a_step_are_ended_when_its_process_is_gone(tracking_uri: str) -> None:
+    step = step_runs.open_step("tune", {})
+    done, left = (tracking.open_child(tracking.Parent(step, tracking.experiment(), joined=True), name, {}, {}) for name in ("done", "left"))
+    tracking.close(done, "FINISHED")
+    step_runs.end_open(step)
+    client = MlflowClient(tracking_uri)
+    assert [client.get_run(run_id).info.status for run_id in (step, done, left)] == ["KILLED", "FINISHED", "KILLED"]
+
+
+def test_limits_leave_time_for_the_verdict_when_a_step_trains() -> None:
+    for recipe in pipeline.STEPS:
+        kept = chain_limits.limits(recipe, 200.0, 5.0)
+        known = next(entry for entry in entries() if entry.name == recipe).signature().names
+        assert float(str(kept["time_budget_s"])) <= 0.6 * 200
+        assert set(kept) - {"time_budget_s", "epochs", "budget_s"} <= set(known), recipe
+    assert chain_limits.too_short("regularize", 100.0, 8.0)
+    assert not chain_limits.too_short("regularize", 100.0, 0.0)
+    assert not chain_limits.too_short("tune", 1.0, 8.0)
 
 
 @pytest.mark.slow

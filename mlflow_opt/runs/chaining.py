@@ -92,6 +92,7 @@ def run_step(recipe: str, params: Mapping[str, Param], aside: Mapping[str, Param
     # A search that is told to stop ends with the best that it has, if it can do so in time.
     if code == 0:
         return _result(recipe, run_id, taken)
+    step_runs.end_open(run_id)
     if stopped:
         return Step(recipe, "out of time", f"it was stopped after {seconds:.0f} s, its share of the time budget", run_id, "", taken)
     return Step(recipe, "failed", step_runs.why_it_failed(run_id) or f"it ended with exit code {code}", run_id, "", taken)
@@ -117,8 +118,14 @@ def _run(entry: Entry, given: Mapping[str, Param], seconds: float, run_id: str) 
     flags = [word for name, value in given.items() for word in (f"--{name}", to_text(value))]
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"MLFLOW_RUN_ID": run_id, "PYTHONPATH": os.pathsep.join(filter(None, paths))} | step_runs.environment()
+    # Begun in the background of a script a process ignores interrupts, and so would its children: the step must hear them.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The module of an entry point of this package, one word an argument, no shell.
     process = subprocess.Popen([sys.executable, "-m", f"{entry.package}.{entry.name}", *flags], env=environment)  # noqa: S603
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return False, process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from mlflow_opt.runs.tracking import experiment
 
@@ -35,6 +35,15 @@ def finished_run(tag: str, value: str) -> str:
 def why_it_failed(run_id: str) -> str:
     """Give the message with which a run failed, `""` if it left none."""
     return str(MlflowClient().get_run(run_id).data.tags.get("mlflow_opt.error", "")).partition("\n")[0]
+
+
+def end_open(run_id: str) -> None:
+    """End a run, and its children, whose process is gone and did not do it."""
+    client, found = MlflowClient(), [MlflowClient().get_run(run_id)]
+    found += client.search_runs([found[0].info.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'", max_results=1000)
+    for run in found:
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def mark(run_id: str, tag: str, value: str) -> None:
