@@ -208,6 +208,18 @@ def test_reader_reads_only_the_rows_when_it_knows_the_opening() -> None:
     assert reader.read_body(two) is None
 
 
+def test_reader_stays_bounded_when_openings_never_repeat() -> None:
+    wide = [f"column_{number}" for number in range(2000)]
+    reader, row = TableReader([Column(name, "double") for name in wide]), [0.5] * 2000
+    for number in range(400):
+        body = json.dumps({"dataframe_split": {"index": [number], "columns": wide, "data": [row]}}).encode()
+        assert reader.read_body(body) == [row]
+        unlike = {"columns": [*wide, f"more_{number}" * 2000], "data": [[*row, 1]]}
+        assert reader.read_body(json.dumps({"dataframe_split": unlike}).encode()) == [tuple(row)]
+    assert 0 < sum(map(len, reader._openings)) <= 4_000_000
+    assert 0 < sum(len("".join(names)) for names in reader._layouts) <= 4_000_000
+
+
 def test_server_joins_all_the_same_when_batching_is_always(serving_models: Mapping[str, Path]) -> None:
     async def ask(application: Application) -> None:
         bodies = [split(numbers(1, seed=seed)) for seed in range(40)]

@@ -34,7 +34,8 @@ _INT32 = 2**31 - 1
 _REMEMBERED = 4096
 # What stands before the rows of a `dataframe_split`; a client repeats everything up to it in each of its requests.
 _ROWS_FOLLOW = b'"data":'
-_LONGEST_OPENING = 64_000
+# Most of it kept, and most text of column names.
+_OPENINGS_BYTES = _NAMES_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class TableReader:
         # Where every column takes the same types, whichever they are, a row is asked for foreign ones only.
         self._alike = self._accepted[0] if len(set(self._accepted)) == 1 and not self._bounded and not self._texts else None
         self._openings: dict[bytes, _Layout] = {}
+        self._room, self._names_room = _OPENINGS_BYTES, _NAMES_CHARACTERS
 
     def read_body(self, body: bytes) -> list[Row] | None:
         """Read the rows of a request as it came, None if only MLflow's own code can say what it means.
@@ -98,7 +100,7 @@ class TableReader:
             # Python's parser accepts more (NaN), and MLflow says what is wrong with the rest.
             return None
         rows = self.read(payload)
-        if rows and known is None and len(_ROWS_FOLLOW) <= at <= _LONGEST_OPENING and len(self._openings) < _REMEMBERED:
+        if rows and known is None and len(_ROWS_FOLLOW) <= at <= _OPENINGS_BYTES:
             self._remember(opening)
         return rows
 
@@ -133,6 +135,11 @@ class TableReader:
         index: Any = content.get("index")
         pick = self._layouts.get(tuple(names)) if type(names) is list else None
         if pick is not None and (index is None or (type(index) is list and _plain_index(index, len(index)))):
+            if len(opening) > self._room:
+                # A client that numbers its rows never repeats an opening; it must not fill the memory, nor keep others out.
+                self._openings.clear()
+                self._room = _OPENINGS_BYTES
+            self._room -= len(opening)
             self._openings[opening] = _Layout(pick, len(names), None if index is None else len(index))
 
     def read(self, payload: Any) -> list[Row] | None:
@@ -188,7 +195,12 @@ class TableReader:
         elif len(set(names)) == len(names) and self._known.issubset(names):
             places = [names.index(name) for name in self._names]
             pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-        if len(self._layouts) < _REMEMBERED:
+        size = sum(1 + (len(name) if type(name) is str else 0) for name in names)
+        if size > self._names_room:
+            self._layouts.clear()
+            self._names_room = _NAMES_CHARACTERS
+        if size <= self._names_room:
+            self._names_room -= size
             self._layouts[tuple(names)] = pick
         return pick
 
