@@ -193,7 +193,8 @@ class TableReader:
         if names == list(self._names):
             pick = _as_it_is
         elif len(set(names)) == len(names) and self._known.issubset(names):
-            places = [names.index(name) for name in self._names]
+            found = {name: place for place, name in enumerate(names)}
+            places = [found[name] for name in self._names]
             pick = itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
         size = sum(1 + (len(name) if type(name) is str else 0) for name in names)
         if size > self._names_room:
