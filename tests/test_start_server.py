@@ -191,7 +191,13 @@ def test_deployment_target_serves_and_predicts_when_mlflow_asks(
         client = connect(f"mlflow-opt:{running.uri}")
         rows = numbers(5)
         wanted = mlflow.pyfunc.load_model(str(serving_models["booster"])).predict(rows)
-        assert client.predict("churn", rows) == wanted.tolist()
+        answered = client.predict("churn", rows)
+        assert answered == {"predictions": wanted.tolist()}
+        assert answered.get_predictions("ndarray").tolist() == wanted.tolist()
+        rows.to_json(tmp_path / "rows.json", orient="records", double_precision=15)
+        words = ["deployments", "predict", "-t", f"mlflow-opt:{running.uri}", "--name", "churn", "-I", str(tmp_path / "rows.json")]
+        said = subprocess.run([sys.executable, "-m", "mlflow", *words], capture_output=True, text=True, check=True).stdout
+        np.testing.assert_allclose(json.loads(said)["predictions"], wanted, rtol=1e-12)
     assert running.process.returncode == 0
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import requests
-from mlflow.deployments import BaseDeploymentClient
+from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, NOT_IMPLEMENTED
 from typing_extensions import override
@@ -90,6 +90,9 @@ class LocalServers(BaseDeploymentClient):
             inputs: a table, or anything that MLflow writes as a request.
             endpoint: not known here.
 
+        Returns:
+            MLflow's `PredictionsResponse`.
+
         """
         from mlflow.utils.proto_json_utils import dump_input_data
 
@@ -101,7 +104,9 @@ class LocalServers(BaseDeploymentClient):
         answered = requests.post(f"{address.rstrip('/')}/invocations", data=write(inputs), headers=headers, timeout=_TIMEOUT_S)
         if answered.status_code != 200:
             raise MlflowException(f"{deployment_name or endpoint} answered {answered.status_code}: {answered.text[:1000]}", BAD_REQUEST)
-        return answered.json()["predictions"]
+        # MLflow's command line asks what it gets for its JSON.
+        read: Any = PredictionsResponse.from_json
+        return read(answered.text)
 
     @override
     def create_deployment(
