@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -78,7 +79,7 @@ class TreeWorkbench:
         native = learners.native_of(self.work.model).runtime
         fitted = Fitted(getattr(native, "core", native.native), learner.columns, learner.categories, 0.0, learner.threshold)
         curve = rounds_curve(fitted, self.ruler, self._reference)
-        for size in self._sizes("rounds", curve):
+        for size in self._sizes("rounds", curve, whole=curve[0].size if curve else 0):
             name = f"rounds_{size:.0f}"
             if self._is_new(name):
                 self._add(name, self.work.refitted(name, shortened(fitted, int(size))), {"method": "rounds", "rounds": int(size)})
@@ -90,7 +91,7 @@ class TreeWorkbench:
 
     def cut_depth(self) -> None:
         """Cut the trees of the model at a depth."""
-        for depth in self._sizes("depth", self.pruner.depth_curve(self.ruler, self._reference)):
+        for depth in self._sizes("depth", self.pruner.depth_curve(self.ruler, self._reference), whole=self.pruner.depth):
             self._add_cut(f"depth_{depth:.0f}", self.pruner, {"method": "depth", "depth": int(depth)}, depth=int(depth))
 
     def refit(self) -> None:
@@ -145,15 +146,15 @@ class TreeWorkbench:
             params = {**told, "method": f"{told['method']}, leaves merged", "leaf_share": share}
             self._add_cut(f"{name}_leaves_{100 * share:.0f}", pruner, params, made, share=share)
 
-    def _sizes(self, way: str, curve: Sequence[Point]) -> list[float]:
-        """Choose sizes from a curve, for all of the loss and for half of it; none if the curve never holds."""
+    def _sizes(self, way: str, curve: Sequence[Point], whole: float = math.inf) -> list[float]:
+        """Choose sizes below the whole, for all of the loss and for half of it; none if the curve never holds."""
         if not curve:
             logger.info("The model is no sequence of trees, so %s is left out.", way)
             return []
         self.curves[way] = list(curve)
         largest = max(curve, key=lambda point: point.size)
         found = [smallest(curve, part * self.allowed) for part in _PARTS if largest.lost <= part * self.allowed]
-        return list(dict.fromkeys(found))
+        return [size for size in dict.fromkeys(found) if size < whole]
 
     def _learner(self, way: str) -> Learner | None:
         try:
