@@ -7,7 +7,7 @@ other model is served through MLflow's pyfunc.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +22,14 @@ from mlflow_opt.serving.answers import Answers
 from mlflow_opt.serving.exact_trees import ExactTrees, Inexact
 from mlflow_opt.serving.feeding import Filler, filler
 from mlflow_opt.serving.operators import uncertain_operators
+from mlflow_opt.serving.staged_graphs import NoCut, StagedGraph
 from mlflow_opt.serving.tables import Column, TableReader
 from mlflow_opt.serving.tensors import Tensor, TensorReader
 
 logger = logging.getLogger(__name__)
 
+# From the rows of each request of a call to what stands for ONNX Runtime's session in it.
+Sessions = Callable[[Sequence[int]], Any]
 _KINDS = ("double", "float", "long", "integer", "string", "boolean")
 
 
@@ -106,13 +109,27 @@ def _open_variant(folder: Path, schema: Any, threads: int) -> Engine:
         raise Unsuitable(f"the variant was written by another version of mlflow-opt ({error!r})") from error
     options = SessionOptions(threads, said.session.graph_level, said.session.entries)
     graph = folder / "artifacts" / dropin_code.GRAPH_FILE
-    session, uncertain = dropin_code.open_session(graph, options), ", ".join(uncertain_operators(graph))
+    uncertain = ", ".join(uncertain_operators(graph))
     if not schema.is_tensor_spec():
-        return VariantTableEngine(session, said, table_columns(schema), uncertain)
+        staged = _staged(graph, said, options) if uncertain else None
+        if staged is not None:
+            return VariantTableEngine(staged.for_requests, said, table_columns(schema), "")
+        whole = dropin_code.open_session(graph, options)
+        return VariantTableEngine(lambda _: whole, said, table_columns(schema), uncertain)
+    session = dropin_code.open_session(graph, options)
     tensors = [Tensor(spec.name or "", np.dtype(spec.type), tuple(spec.shape)) for spec in schema.inputs]
     if any(tensor.dtype.kind not in "fiub" or tensor.shape[:1] != (-1,) for tensor in tensors):
         raise Unsuitable("an input is not numeric or has a fixed number of rows")
     return VariantTensorEngine(session, said, tensors, uncertain)
+
+
+def _staged(graph: Path, said: dropin_code.Spec, options: SessionOptions) -> StagedGraph | None:
+    output = said.binding.output
+    try:
+        return StagedGraph(graph, options, [output.label if said.answer.kind == "labels" and output.label else output.name])
+    except NoCut as why:
+        logger.info("The graph stays whole, and requests are joined only where that is asked for: %s.", why)
+        return None
 
 
 class VariantTableEngine:
@@ -120,8 +137,14 @@ class VariantTableEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, session: Any, said: dropin_code.Spec, columns: list[Column], uncertain: str) -> None:
+    def __init__(self, sessions: Sessions, said: dropin_code.Spec, columns: list[Column], uncertain: str) -> None:
         """Prepare how the graph's inputs are filled.
+
+        Args:
+            sessions: from the rows of each request to the session that answers them.
+            said: of the variant.
+            columns: of the signature.
+            uncertain: operators that make joined answers differ.
 
         Raises:
             Unsuitable: an input that is not a matrix of plain columns.
@@ -129,7 +152,7 @@ class VariantTableEngine:
         """
         if said.answer.kind in ("tensor", "outputs"):
             raise Unsuitable("the model answers tables with tables")
-        self._session, self._said, self._reader = session, said, TableReader(columns)
+        self._sessions, self._said, self._reader = sessions, said, TableReader(columns)
         self.uncertain = uncertain
         self._fillers = _fillers(said.binding.inputs, columns)
 
@@ -142,7 +165,7 @@ class VariantTableEngine:
         """Run the graph once."""
         rows = _joined(chunks)
         feeds = {name: fill(rows) for name, fill in self._fillers.items()}
-        return np.asarray(dropin_code.answer(self._session, self._said, feeds))
+        return np.asarray(dropin_code.answer(self._sessions([chunk.rows for chunk in chunks]), self._said, feeds))
 
 
 class VariantTensorEngine:
