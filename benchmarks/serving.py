@@ -107,8 +107,7 @@ def _contenders(folder: Path, booster: Path) -> Iterator[Contender]:
         ("ours, cache hits", booster, Settings(cache="memory")),
         ("ours, LightGBM", booster, Settings()),
         ("ours, LightGBM, no batching", booster, Settings(batching="off")),
-        ("ours, drop-in variant, batches may differ in last bits", variant, Settings(batching="always")),
-        ("ours, drop-in variant, exact", variant, Settings()),
+        ("ours, drop-in variant", variant, Settings()),
     ):
         port = free_port()
         yield Contender(name, our_command(str(model), settings, port), port, asked)
