@@ -9,6 +9,7 @@ Bounds: 8x at one row over booster.predict, 200x over the baseline's pyfunc, 7x 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -23,9 +25,10 @@ from mlflow.entities import Run
 
 from benchmarks import compile as made_up
 from benchmarks.real_data import real_data
-from benchmarks.results_file import interval, save
+from benchmarks.results_file import FOLDER, interval, save
 from benchmarks.select_features import TABLES as WIDE_TABLES
 from mlflow_opt import data, measure, models
+from mlflow_opt.measurement.fingerprint import fingerprint
 from mlflow_opt.measurement.stopwatch import PYFUNC_LOADER, Entry, time_models
 from mlflow_opt.models import Model
 from mlflow_opt.policy import parse_policy
@@ -59,14 +62,14 @@ class Line:
 
 
 def main() -> None:
-    """Measure and write results/prune_trees.*."""
-    lines: list[Line] = []
+    """Measure and write results/prune_trees.*; tables that are not named keep the lines that they have."""
+    lines = {line.table: line for line in _kept()} if sys.argv[1:] else {}
     for name, write in TABLES.items():
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            lines.append(measured(name, write(Path(folder)), Path(folder)))
-        _write(lines)
+            lines[name] = measured(name, write(Path(folder)), Path(folder))
+        _write([lines[one] for one in TABLES if one in lines])
 
 
 def measured(name: str, path: Path, folder: Path) -> Line:
@@ -124,6 +127,17 @@ def trained(split: data.Split, folder: Path) -> Path:
     head = data.take(split.train.rows, slice(0, 50))
     mlflow.lightgbm.save_model(model, folder, signature=infer_signature(head, model.predict(head)), pip_requirements=["lightgbm"])
     return folder
+
+
+def _kept() -> list[Line]:
+    """Read the lines of an earlier run on the same machine."""
+    file = FOLDER / "prune_trees.json"
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if said.get("machine") != fingerprint(1):
+        return []
+    plain: list[dict[str, Any]] = said["lines"]
+    quantities: list[dict[str, Any]] = [{key: Quantity(**one) for key, one in line.items() if isinstance(one, dict)} for line in plain]
+    return [Line(**{**line, **found}) for line, found in zip(plain, quantities, strict=True)]
 
 
 def _load(run: Run) -> Model:
