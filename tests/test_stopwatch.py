@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlflow_opt.measurement.sequential import (
     time_pair,
 )
 from mlflow_opt.measurement.stopwatch import Entry, Sitting, Timings, memory_mb, time_models
-from mlflow_opt.measurement.timing_session import Reading
+from mlflow_opt.measurement.timing_session import Reading, Watch
 from mlflow_opt.measurement.trials import entry
 from mlflow_opt.policy import make_policy
 from mlflow_opt.records import Criterion, Quantity
@@ -240,3 +241,20 @@ def test_doubt_is_raised_when_sessions_disagree() -> None:
 def test_doubt_of_dispersion_depends_on_the_gain_when_processes_differ(gain: float, spread: float, doubted: bool) -> None:
     ratios = [gain - spread, gain + spread, gain - spread, gain + spread]
     assert ("differed by a factor" in doubt_of([QUIET] * 4, ratios, "ratio")) is doubted
+
+
+def test_watch_sees_no_drift_when_the_thread_only_has_to_wait() -> None:
+    # A signal that makes the loop wait in its middle, as a neighbour on its core does.
+    before = signal.signal(signal.SIGALRM, lambda *_: time.sleep(0.002))
+    watch = Watch()
+    try:
+        for turn in range(16):
+            time.sleep(0.021)
+            signal.setitimer(signal.ITIMER_REAL, 3e-5 if turn >= 6 else 0)
+            watch.calibrate()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    reading = watch.read(settled=True, single=True)
+    assert reading.off_cpu > 0.5
+    assert reading.drift < 6, "waiting for a core is not a slower core"

@@ -17,7 +17,7 @@ import numpy as np
 from mlflow_opt.measurement.timing_session import Reading
 
 # Shares of the time, for ratios and for latencies as such. One busy process on two cores: steal 0, off its core 0.05 to 0.15,
-# drift 1.2; five busy ones: off its core 0.5 to 0.8, drift up to 2.
+# drift 1.1; five busy ones: off its core 0.5 to 0.8, drift up to 1.5.
 MAX_STEAL = {"ratio": 0.50, "latency": 0.10}
 MAX_OFF_CPU = {"ratio": 0.90, "latency": 0.35}
 MAX_DRIFT = {"ratio": 4.0, "latency": 2.0}

@@ -60,7 +60,7 @@ class Reading:
         foreign: cores' worth of work done by other processes.
         off_cpu: share of the time that the timing thread was runnable or waiting but not running.
         switches: how often a second it was taken off its core against its will.
-        drift: slowest over fastest tenth of a fixed loop timed throughout.
+        drift: slowest over fastest tenth of a fixed loop's own CPU time, taken throughout.
         settled: whether warm-up reached stable medians.
     """
 
@@ -134,7 +134,7 @@ def _run_phase(models: Sequence[Any], rows: Any, phase: Phase, rng: np.random.Ge
     _pin_torch(threads)
     calls = [model.call for model in models]
     settled, typical_ns = _warm_up(calls, inputs, rng)
-    watch = _Watch()
+    watch = Watch()
     times = _time_rounds(calls, inputs, phase, rng, _Rhythm(typical_ns < LEAD_IN_BELOW_NS, threads > 1, watch))
     return times, watch.read(settled, single=threads == 1)
 
@@ -188,7 +188,7 @@ def _timed(call: Callable[[Any], Any], prepared: Any) -> int:
 class _Rhythm:
     lead_in: bool
     spin_down: bool
-    watch: _Watch
+    watch: Watch
 
 
 def _time_rounds(
@@ -216,7 +216,7 @@ def _enough(calls: int, elapsed: float, phase: Phase) -> bool:
     return elapsed >= phase.seconds and calls >= phase.min_calls
 
 
-class _Watch:
+class Watch:
     """Reads the machine's counters over a timed stretch, and times a fixed loop between rounds."""
 
     def __init__(self) -> None:
@@ -225,12 +225,17 @@ class _Watch:
         self._next_ns = 0
 
     def calibrate(self) -> None:
+        """Time the fixed loop, if that was not done just now."""
         now = time.perf_counter_ns()
         if now >= self._next_ns:
-            self._loops.append(_timed(_fixed_work, 2_000))
+            # In the thread's own time: what a neighbour takes of the core is told by off_cpu, not by this.
+            began = time.thread_time_ns()
+            _fixed_work(2_000)
+            self._loops.append(max(time.thread_time_ns() - began, 1))
             self._next_ns = now + CALIBRATE_EVERY_NS
 
     def read(self, settled: bool, *, single: bool) -> Reading:
+        """Say what happened since the watch was made; `single` if the thread that made it did all the work."""
         wall, thread, own, busy, steal, switches = (after - before for after, before in zip(self._counters(), self._began, strict=True))
         wall = max(wall, 1e-9)
         slow, fast = np.quantile(self._loops, [0.9, 0.1])
