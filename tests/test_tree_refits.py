@@ -10,8 +10,19 @@ import pytest
 
 from mlflow_opt.export import exporting
 from mlflow_opt.tables.learners import Learner, learner_of
+from mlflow_opt.trees.leaf_refits import refined, subsampled
 from mlflow_opt.trees.tree_pruning import Judged, LeafPruner, Point, Ruler, facts_of, rounds_curve, smallest
-from mlflow_opt.trees.tree_refits import Setting, Trained, cheapest, hold_out, knobs_of, trained_smaller, worth_refining
+from mlflow_opt.trees.tree_refits import (
+    Setting,
+    Trained,
+    cheapest,
+    hold_out,
+    knobs_of,
+    params_of,
+    refined_smaller,
+    trained_smaller,
+    worth_refining,
+)
 from tests import tree_zoo as zoo
 from tests.model_zoo import BINARY, one_thread
 
@@ -110,6 +121,22 @@ def test_trained_smaller_begins_with_the_models_own_setting_when_any_library(nam
     assert all(set(setting.params) <= {knobs.rounds, knobs.rate, knobs.leaves} for setting, _, _ in tried)
     assert min(setting.cost for setting, _, _ in tried[1:]) <= first.cost
     assert learner.params() == learner_of(model).params()
+
+
+def test_refined_smaller_keeps_to_each_loss_and_leaves_other_libraries_out(tmp_path: Path) -> None:
+    model, rows, wanted, _ = zoo.saved("lightgbm", tmp_path / "m")
+    learner, ruler = learner_of(model), _ruler(zoo.table(400, seed=4))
+    tried = list(trained_smaller(learner, rows, wanted, ruler, 8))
+    found = refined_smaller(learner, rows, wanted, ruler, tried, [0.3, 0.2])
+    assert 1 <= len(found) <= 2
+    assert all(setting.cost < tried[0].setting.cost for setting, _ in found)
+    for setting, price in found:
+        fitted = learner.fit(rows, wanted, params=params_of(learner, setting) | subsampled(learner.params()))
+        answers = refined(fitted, rows, wanted, BINARY, price).scores(ruler.rows)
+        assert ruler.judge(answers).lost(tried[0].whole) <= 0.3
+    assert refined_smaller(learner, rows, wanted, ruler, tried, [-1.0]) == []
+    forest, rows, wanted, _ = zoo.saved("forest", tmp_path / "f")
+    assert refined_smaller(learner_of(forest), rows, wanted, ruler, tried, [0.3]) == []
 
 
 def test_knobs_of_knows_no_linear_model_and_no_step_size_of_a_random_forest() -> None:

@@ -9,10 +9,12 @@ Source: Friedman, "Greedy function approximation: a gradient boosting machine", 
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +30,8 @@ logger = logging.getLogger(__name__)
 # Factors of the step size, and of the leaves of a tree, that a new training tries.
 _FASTER, _SMALLER = (1.0, 2.0, 4.0, 8.0), (1.0, 0.5, 0.25, 0.125)
 _LARGEST_RATE = 0.5
-# Leaves that are learnt together win back about this much; so many of the cheapest settings are looked at, at these prices.
-_WON_BACK, _LOOKS, _PRICES = 0.015, 8, (30.0, 100.0)
+# Leaves that are learnt together win back so much at most; the prices at which they move.
+_WON_BACK, _PRICES = 0.015, (30.0, 100.0)
 _HELD_OUT_FOLDS = 5
 
 
@@ -158,13 +160,13 @@ def worth_refining(settings: Sequence[Trained], allowed: float) -> list[Setting]
         if lost <= least and setting.cost < settings[0].setting.cost:
             found.append(setting)
             least = lost
-    return found[:_LOOKS]
+    return found
 
 
 def refined_smaller(
-    learner: Learner, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, settings: Sequence[Trained], allowed: float
-) -> Iterator[tuple[Setting, float, float]]:
-    """Learn the leaves of promising settings together, and judge.
+    learner: Learner, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, settings: Sequence[Trained], allowed: Sequence[float]
+) -> list[tuple[Setting, float]]:
+    """Find the cheapest settings that lose little enough once their leaves are learnt together, by halving a list of promising ones.
 
     Args:
         learner: how the model is trained.
@@ -172,20 +174,32 @@ def refined_smaller(
         labels: shape (n,).
         ruler: its rows, that no training here sees.
         settings: what it gave.
-        allowed: loss against the model's own setting.
+        allowed: losses against the model's own setting, the largest first.
 
-    Yields:
-        A setting, cheapest first, the price of moving its leaves, and what it then loses.
+    Returns:
+        For each loss that one keeps to, a setting and the price of moving its leaves; a setting once.
     """
-    for setting in worth_refining(settings, allowed) if leaf_refits.can_be_refined(learner) else ():
-        fitted = learner.fit(rows, labels, params=params_of(learner, setting) | leaf_refits.subsampled(learner.params()))
-        answers = {price: leaf_refits.refined(fitted, rows, labels, ruler.task, price).scores(ruler.rows) for price in _PRICES}
-        lost = {price: ruler.judge(scores).lost(settings[0].whole) for price, scores in answers.items()}
-        price = min(lost, key=lambda one: lost[one])
-        logger.info(
-            "Leaves of %d rounds %s learnt together: %+.4f at one standard error.", setting.rounds, dict(setting.params), lost[price]
-        )
-        yield setting, price, lost[price]
+    promising = worth_refining(settings, allowed[0]) if leaf_refits.can_be_refined(learner) else []
+    looked: dict[int, tuple[float, float]] = {}
+
+    def holds(most: float, at: int) -> bool:
+        if at not in looked:
+            looked[at] = _refined_loss(learner, promising[at], rows, labels, ruler, settings[0].whole)
+        return looked[at][0] <= most
+
+    places = [bisect.bisect_left(range(len(promising)), True, key=partial(holds, most)) for most in allowed]
+    return [(promising[at], looked[at][1]) for at in dict.fromkeys(places) if at < len(promising)]
+
+
+def _refined_loss(
+    learner: Learner, setting: Setting, rows: pd.DataFrame, labels: np.ndarray, ruler: Ruler, whole: Judged
+) -> tuple[float, float]:
+    """Train a setting, learn its leaves together at each price, and give the least loss with its price."""
+    fitted = learner.fit(rows, labels, params=params_of(learner, setting) | leaf_refits.subsampled(learner.params()))
+    answers = {price: leaf_refits.refined(fitted, rows, labels, ruler.task, price).scores(ruler.rows) for price in _PRICES}
+    found = min((ruler.judge(scores).lost(whole), price) for price, scores in answers.items())
+    logger.info("Leaves of %d rounds %s learnt together: %+.4f at one standard error.", setting.rounds, dict(setting.params), found[0])
+    return found
 
 
 def params_of(learner: Learner, setting: Setting) -> dict[str, Any]:

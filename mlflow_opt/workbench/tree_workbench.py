@@ -111,13 +111,8 @@ class TreeWorkbench:
                 logger.info("No training with larger steps or smaller trees is cheaper within a loss of %.4g.", part * self.allowed)
             else:
                 self._add_refit(learner, chosen)
-        left: tuple[float, ...] = _PARTS
-        for setting, price, lost in refined_smaller(learner, rows, labels, ruler, tried, self.allowed) if tried else ():
-            if any(lost <= part * self.allowed for part in left):
-                self._add_refined(learner, setting, price)
-                left = tuple(part for part in left if lost > part * self.allowed)
-            if not left:
-                break
+        for setting, price in refined_smaller(learner, rows, labels, ruler, tried, [part * self.allowed for part in _PARTS]):
+            self._add_refined(learner, setting, price)
 
     def _add_refit(self, learner: Learner, setting: Setting) -> None:
         name, train = f"refit_{_shown(setting)}", self.work.split.train
