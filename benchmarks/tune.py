@@ -61,23 +61,20 @@ class Rival:
 
 
 def main() -> None:
-    """Measure and write results/tune.*."""
+    """Measure and write results/tune_quality.* and results/tune_tracking.*."""
     given = set(sys.argv[1:])
     halves = given & {"quality", "tracking"} or {"quality", "tracking"}
     tables = {name: read for name, read in TABLES.items() if not given & set(TABLES) or name in given}
-    figures: dict[str, Any] = {}
-    lines: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         if "quality" in halves:
-            lines += _quality(Path(name), figures, tables)
+            _quality(Path(name), tables)
         if "tracking" in halves:
             cost = trial_cost.measure(Path(name))
-            figures["tracking"] = cost
-            lines += ["", *trial_cost.table(cost)]
-    save("tune" if len(halves) == 2 else f"tune_{next(iter(halves))}", figures, lines)
+            save("tune_tracking", {"tracking": cost}, trial_cost.table(cost))
 
 
-def _quality(folder: Path, figures: dict[str, Any], tables: dict[str, Callable[[Path], data.Dataset]]) -> list[str]:
+def _quality(folder: Path, tables: dict[str, Callable[[Path], data.Dataset]]) -> None:
+    figures: dict[str, Any] = {}
     lines = [
         f"{TRIALS} trials, {FOLDS} folds, at most {MOST_ROWS} rows, one thread; lifts with 95% intervals on the gate rows.",
         "The default trains on the rows that `tune` trains on; the default on all rows and FLAML train on the selection rows too.",
@@ -98,9 +95,8 @@ def _quality(folder: Path, figures: dict[str, Any], tables: dict[str, Callable[[
         value = ours.scored.values[headline]
         rows = len(split.gate.labels)
         lines.append(f"| {name} ({rows}) | {headline} | {value:.4f} | {' | '.join(shown)} | {seconds} | {peer.told if peer else '-'} |")
-        print(lines[-1], flush=True)
         figures[name] = _figures(headline, ours, against, lifts)
-    return lines
+        save("tune_quality", figures, lines)
 
 
 def _figures(headline: str, ours: Rival, against: dict[str, Rival], lifts: dict[str, Quantity]) -> dict[str, Any]:
