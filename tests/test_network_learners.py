@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mlflow_opt import data, models
-from mlflow_opt.export.from_torch import export_retrained
+from mlflow_opt.export.from_torch import export_module, export_retrained
 from mlflow_opt.networks.blueprints import built, drawn
 from mlflow_opt.networks.network_learners import Judged, NetworkLearner, fresh, learner_for, network_of
 from mlflow_opt.networks.training import TrainSettings, evaluate
@@ -103,6 +103,24 @@ def test_fit_names_the_vocabulary_when_token_ids_are_out_of_range(tmp_path: Path
     rows.inputs["input_ids"][5, 2] = 999
     with pytest.raises(ValueError, match=r"input_ids holds 0 to 999.*embeddings of 20 entries.*own tokenizer"):
         trained.fit(trained.module, (rows, rows), SETTINGS)
+
+
+def test_predict_names_the_vocabulary_when_token_ids_are_out_of_range(tmp_path: Path) -> None:
+    case = training_cases.tokens(tmp_path)
+    rows = {"input_ids": np.full((3, 8), 20), "attention_mask": np.ones((3, 8), np.int64)}
+    with pytest.raises(ValueError, match=r"input_ids holds 20 to 20.*embeddings of 20 entries.*own tokenizer"):
+        models.load(str(case.model)).predict(rows)
+
+
+def test_export_names_the_line_when_forward_decides_on_a_value() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.sum() > 0:
+                return x
+            return 2 * x
+
+    with pytest.raises(ValueError, match=r"line \d+ of test_network_learners.py, `if x.sum\(\) > 0:`, decides on a value.*torch.where"):
+        export_module(Branch().eval(), {"x": np.zeros((3, 2), np.float32)})
 
 
 def test_fit_says_what_it_got_when_arrays_have_the_wrong_shape(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,13 @@ def _trouble(error: Exception) -> str:
     if operators:
         named = ", ".join(a or b for a, b in operators)
         return f"the network cannot be exported: its operator {named} has no ONNX form; replace it by operators that ONNX has."
+    place = re.search(r"The following call raised this error:\n\s*File \"([^\"]*)\", line (\d+), in \w+\n\s*(.+)", whole)
+    if "data-dependent" in whole and place:
+        file, line, code = place.groups()
+        return (
+            f"the network cannot be exported: line {line} of {Path(file).name}, `{code.strip()}`, decides on a value that is known only "
+            "when the network runs; write it with torch.where, or give an .onnx file."
+        )
     if "specialized" in whole or "ConstraintViolation" in whole or "marked" in whole:
         return "the network cannot be exported with a free batch size: it fixes its own; save it again with an example of two rows or more."
     last = next((line for line in reversed(told[-1].splitlines()) if line.strip()), type(error).__name__)

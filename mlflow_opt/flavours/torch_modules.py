@@ -72,8 +72,14 @@ class TorchRuntime:
 
     def call(self, prepared: tuple[Any, ...]) -> Any:
         """Run the module."""
-        with self._torch.inference_mode():
-            return self.native(*prepared)
+        try:
+            with self._torch.inference_mode():
+                return self.native(*prepared)
+        except IndexError as error:
+            given = {name: tensor.numpy() for name, tensor in zip(self.inputs, prepared, strict=False)}
+            if told := outside_vocabulary(self.native, given):
+                raise ValueError(told) from error
+            raise
 
     def scores(self, raw: Any) -> np.ndarray:
         """Give the logits (rows, classes), or (rows,) where there is one output."""
@@ -81,6 +87,24 @@ class TorchRuntime:
             raise ValueError(f"a network must answer with one tensor, got {type(raw).__name__}; wrap it in a module that picks the scores.")
         values = raw.numpy()
         return values.reshape(len(values)) if values.ndim == 2 and values.shape[1] == 1 else values
+
+
+def outside_vocabulary(module: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """Say which token ids a network has no embedding for, after an index was out of its range; "" where there are no ids.
+
+    Args:
+        module: the network.
+        arrays: its inputs.
+    """
+    from torch import nn
+
+    whole = {name: array for name, array in arrays.items() if array.dtype.kind in "iu" and array.dtype.itemsize > 1}
+    if not whole:
+        return ""
+    ranges = ", ".join(f"{name} holds {array.min()} to {array.max()}" for name, array in whole.items())
+    sizes = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    known = f"has embeddings of {', '.join(map(str, sizes))} entries" if sizes else "has fewer entries"
+    return f"token ids must lie within the network's vocabulary: {ranges}, and the network {known}; use its own tokenizer."
 
 
 def load_module(model: Model) -> Any:

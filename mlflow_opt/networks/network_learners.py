@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from mlflow_opt.data import Batch, Part, Split, n_rows, take
 from mlflow_opt.flavours.model_files import TRAINABLE
-from mlflow_opt.flavours.torch_modules import TorchRuntime
+from mlflow_opt.flavours.torch_modules import TorchRuntime, outside_vocabulary
 from mlflow_opt.models import Model
 from mlflow_opt.networks.regularisers import calls_of
 from mlflow_opt.networks.trainable import load_trainable
@@ -155,12 +155,8 @@ class NetworkLearner:
         return last.name if torch.allclose(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())) else ""
 
     def _trouble(self, error: Exception, rows: Arrays) -> str:
-        whole = {name: array for name, array in rows.inputs.items() if array.dtype.kind in "iu" and array.dtype.itemsize > 1}
-        if isinstance(error, IndexError) and whole:
-            ranges = ", ".join(f"{name} holds {array.min()} to {array.max()}" for name, array in whole.items())
-            sizes = [layer.num_embeddings for layer in self.module.modules() if isinstance(layer, nn.Embedding)]
-            known = f"has embeddings of {', '.join(map(str, sizes))} entries" if sizes else "has fewer entries"
-            return f"token ids must lie within the network's vocabulary: {ranges}, and the network {known}; use its own tokenizer."
+        if isinstance(error, IndexError) and (told := outside_vocabulary(self.module, rows.inputs)):
+            return told
         shapes = ", ".join(f"{name} {array.shape}" for name, array in rows.inputs.items())
         return f"the network must take the data's arrays ({shapes}) in training: {error}; give arrays of the shapes that it was built for."
 
