@@ -62,6 +62,9 @@ TREES = ("LGBM", "XGB", "RandomForest", "ExtraTrees", "GradientBoosting", "HistG
 # What a step may take of what is left, as a multiple of its share, or in seconds if that is more: shares are guesses, a step that is
 # cut off brings nothing, and measuring alone takes a minute where the model's own libraries are slow to load.
 MOST, LEAST_S = 2.0, 150.0
+# Seconds that are kept for steps at the end, which cost little and bring much; and without which no step is begun.
+KEPT_FOR = {"threshold": 50.0, "serve": 70.0}
+TOO_FEW_S = 40.0
 # The end's own verdict, timing and served latency.
 END_S = 120.0
 # Of the default network of pictures.
@@ -101,7 +104,8 @@ class Chain:
 
     def allowance(self, recipe: str) -> float:
         """Return the seconds after which a step is stopped."""
-        return min(self.left, max(LEAST_S, MOST * self.share(recipe)))
+        kept = sum(KEPT_FOR.get(name, 0.0) for name in self.names[self.names.index(recipe) + 1 :] if not never(name, self))
+        return min(self.left - kept, max(LEAST_S, MOST * self.share(recipe)))
 
 
 def chosen_steps(steps: str) -> list[str]:
@@ -148,7 +152,7 @@ def why_not(recipe: str, chain: Chain) -> str:
         return "the policy is met without it"
     if chain_limits.too_short(recipe, MOST * chain.share(recipe), chain.epoch_s):
         return "its share of the time is too short to train a network"
-    return "" if chain.share(recipe) >= 1 else "the time budget is spent"
+    return "" if chain.allowance(recipe) >= TOO_FEW_S else "the time that is left is kept for what follows, or spent"
 
 
 def last_named(model: models.Model) -> str:

@@ -42,7 +42,7 @@ def _entry(folder: Path, name: str, kind: str = "recipe", constant: str = "") ->
 
 def test_sync_finds_nothing_to_write_when_files_are_as_generated() -> None:
     files = sync.generated(ROOT, FOUND)
-    assert {path.name for path in files} == {"MLproject", "conda.yaml", "README.md", "policy.md", "faq.md", "recipes.md"}
+    assert {path.name for path in files} == {"MLproject", "conda.yaml", "README.md", "policy.md", "faq.md", "recipes.md", "benchmarks.md"}
     for path, text in files.items():
         assert path.read_text() == text, f"{path.name} is not as the signatures say; run `make sync`"
 
