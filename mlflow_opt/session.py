@@ -24,7 +24,7 @@ from mlflow_opt.models import Model
 from mlflow_opt.networks import trainable
 from mlflow_opt.records import Policy, Variant, Verdict
 from mlflow_opt.reports.report import Exhibit
-from mlflow_opt.runs import aftermath, candidates, choosing, outcome, proof, tracking
+from mlflow_opt.runs import aftermath, candidates, choosing, interruption, outcome, proof, tracking
 from mlflow_opt.runs.candidates import Candidate
 from mlflow_opt.runs.choosing import Aim
 from mlflow_opt.runs.outcome import Row
@@ -282,7 +282,7 @@ def start(
     given = dict(params)
     parent = tracking.open_parent(recipe, given, {"mlflow_opt.recipe": recipe})
     session: Session | None = None
-    with tempfile.TemporaryDirectory(prefix=f"mlflow-opt-{recipe}-") as folder:
+    with interruption.heeded(), tempfile.TemporaryDirectory(prefix=f"mlflow-opt-{recipe}-") as folder:
         try:
             session = Session(recipe, given, parent, Path(folder), aim, half)
             session.measure_baseline(train)

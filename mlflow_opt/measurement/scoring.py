@@ -238,7 +238,9 @@ def _outputs(task: Task, scores: Any, rows: int) -> Floats:
         raise BadScores(f"scores must have shape {wanted}, one row a row asked, got {array.shape}.")
     bad = int((~np.isfinite(array)).reshape(rows, -1).any(1).sum())
     if bad:
-        raise BadScores(f"scores must be finite, got NaN or infinity in {bad} of {rows} rows.")
+        raise BadScores(
+            f"scores must be finite, got NaN or infinity in {bad} of {rows} rows; look for missing and huge values in the data."
+        )
     return array if task.kind == "regression" else _probabilities(array)
 
 

@@ -64,6 +64,9 @@ class Course:
         progress = Progress(f"{self.work.recipe}, training {name}", settings.epochs)
 
         def tell(epoch: Any) -> None:
+            if not progress.done:
+                # Epochs of an earlier run are no work that is left.
+                progress.total -= epoch.number - 1
             progress.step(f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}")
 
         kept = replace(settings, checkpoint=str(self.folder / f"{name}.ckpt"))
