@@ -191,7 +191,8 @@ def start(work: Session, space: str, epochs: int, search_epochs: int, *, prunabl
     work.add(Variant(RUNTIME, runtime, {"method": "none"}))
     form: Form = "logit" if single else "logits" if work.task.classes else "values"
     learner = NetworkLearner(work.model, blank, TorchRuntime(work.model, blank), work.task, form, facts.scale_of_target)
-    train, validation, folder = learner.arrays(work.split.train), learner.arrays(work.split.calibration), _folder(work, space)
+    train, validation = learner.arrays(work.split.train), learner.arrays(work.split.calibration)
+    folder = _folder(work, space, epochs, prunable)
     held = round(len(train.targets) * (1 - _HELD_OUT))
     parts = (_cut(train, slice(0, held)), _cut(train, slice(held, None)))
     timed = take(work.split.calibration.rows, slice(0, _TIMED_ROWS))
@@ -264,10 +265,8 @@ def add_pruned(hunt: Hunt, module: nn.Module, rate: float = 0.5) -> None:
     trainer = Trainer(replace(hunt.course, learner=learner), Wish(rates=(rate,), epochs=max(1, hunt.epochs // 2)))
     fitted, share = pruned(trainer, name, 1 - rate)
     hunt.add(name, fitted, {"method": "searched, then pruned", "share_of_macs": share})
-    hunt.work.findings.append(
-        f"{name}: {share:.0%} of the multiplications are left. Because it was to be pruned, the network was trained with an L1 term; "
-        f"{sparsity(module):.0%} of its weights were zero before."
-    )
+    zeros = f"it was trained with an L1 term, because it was to be pruned: {sparsity(module):.0%} of its weights were zero before"
+    hunt.work.findings.append(f"{name}: {share:.0%} of the multiplications are left; {zeros}.")
 
 
 def _blank(facts: Facts, space: str, seed: int) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -291,9 +290,9 @@ def _cut(rows: Arrays, part: slice) -> Arrays:
     return replace(rows, inputs={name: one[part] for name, one in rows.inputs.items()}, targets=rows.targets[part])
 
 
-def _folder(work: Session, space: str) -> Path:
+def _folder(work: Session, space: str, epochs: int, prunable: bool) -> Path:
     """Name and make the folder of trained weights and checkpoints, the same for the same command."""
-    said = [work.recipe, space, work.split.digest, work.model.digest, work.seed]
+    said = [work.recipe, space, epochs, prunable, work.split.digest, work.model.digest, work.seed]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlflow_opt" / "searches"
     folder = root / text_digest(str(said))[:24]
     folder.mkdir(parents=True, exist_ok=True)
