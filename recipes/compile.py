@@ -96,6 +96,7 @@ def compile(
     policy: str = "",
     register_as: str = "",
     seed: int = 0,
+    every: bool = True,
     threads: int = 1,
     budget_s: float = 60.0,
     metric: str = "",
@@ -116,6 +117,7 @@ def compile(
         policy: path of a policy file; empty uses the registered model's policy, else the default of the task.
         register_as: registered model to add the winner to; empty registers nothing.
         seed: every random choice derives from it.
+        every: compare all graph optimisations, thread counts and precisions; false compiles once, with all optimisations.
         threads: threads that one prediction may use, for baseline and variants alike.
         budget_s: seconds that timing for the verdict may take.
         metric: own quality metric, `path.py:function` with (labels, scores) -> float, larger is better; empty for none.
@@ -129,9 +131,9 @@ def compile(
     """
     with session.start("compile", locals()) as work:
         graph = exporting.to_onnx(work.model, work.example, work.task)
-        settings = settings_for(threads, os.cpu_count() or 1)
-        trees = has_trees(work.model, graph)
-        quick = work.model.flavour == "lightgbm" and not work.model.runtime.categories
+        settings = settings_for(threads, os.cpu_count() or 1) if every else {"ort_all": SessionOptions(threads=threads)}
+        trees = every and has_trees(work.model, graph)
+        quick = every and work.model.flavour == "lightgbm" and not work.model.runtime.categories
         work.expect(len(settings) + trees + quick)
         for name, options in settings.items():
             params = {"runtime": "onnxruntime", "graph_level": options.graph_level, "threads_used": options.threads}

@@ -47,7 +47,7 @@ def table(levels: Sequence[Level], metric: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for last, level in zip((None, *levels), levels, strict=False):
-        shown = f"| {level.step} | {level.latency_ms:.3g} |"
+        shown = f"| {level.step} | {show('latency_p50_ms', level.latency_ms)} |"
         if last is None:
             lines.append(f"{shown} | | {show(metric, level.quality)} | | |")
             continue

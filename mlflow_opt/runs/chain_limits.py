@@ -10,6 +10,7 @@ from mlflow_opt.records import Param
 WORK = 0.55
 VERDICT_S = 20.0
 _FEWER: Mapping[str, Mapping[str, Param]] = {
+    "compile": {"every": False},
     "select_features": {"bootstraps": 2},
     "tune": {"folds": 3, "finalists": 2},
     "regularize": {"trials": 1},

@@ -143,11 +143,13 @@ def _served_table(served: Served) -> str:
 def _steps_table(steps: Sequence[Step]) -> str:
     body = [
         [
-            f"[{step.recipe}]({step_runs.link(step.run_id)})" if step.run_id else step.recipe,
+            step.recipe,
             step.standing,
             step.reason,
             f"{step.seconds:.0f}" if step.seconds else "done before" if step.run_id else "-",
         ]
         for step in steps
     ]
-    return "What became of each step; a name leads to the step's own run:\n\n" + text_table(["step", "", "why", "seconds"], body)
+    links = ", ".join(f"[{step.recipe}]({step_runs.link(step.run_id)})" for step in steps if step.run_id)
+    table = text_table(["step", "", "why", "seconds"], body)
+    return f"What became of each step:\n\n{table}\n\nRuns of the steps: {links or 'none'}"
