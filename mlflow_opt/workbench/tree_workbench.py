@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
+
 from mlflow_opt.export import exporting
 from mlflow_opt.models import Model
 from mlflow_opt.records import Param, Variant
@@ -121,13 +124,15 @@ class TreeWorkbench:
             self._add_trained(name, learner.fit(table(train), train.labels, params=given), {"method": "refit", **given})
 
     def _add_refined(self, learner: Learner, setting: Setting, price: float) -> None:
-        """Train a setting on all train rows and learn its leaves together; of several seeds the best on calibration rows."""
+        """Train a setting on all train rows and learn its leaves together; of several seeds the best on calibration and selection rows."""
         train, given = self.work.split.train, params_of(learner, setting) | subsampled(learner.params())
-        made = []
+        seen, made = (self.work.split.calibration, self.work.split.selection), []
+        rows = pd.concat([table(part) for part in seen], ignore_index=True)
+        ruler = replace(self.ruler, rows=rows, labels=np.concatenate([part.labels for part in seen]))
         for seed in range(self.work.seed, self.work.seed + _SEEDS):
             fitted = learner.fit(table(train), train.labels, params={**given, "random_state": seed})
             better = refined(fitted, table(train), train.labels, self.work.task, price)
-            made.append((self.ruler.judge(better.scores(self.ruler.rows)).lost(self._reference), seed, better))
+            made.append((-ruler.judge(better.scores(rows)).headline, seed, better))
         _, seed, best = min(made, key=lambda one: one[:2])
         told = {"method": "refit, leaves learnt together", **given, "random_state": seed, "leaf_price": price}
         self._add_trained(f"refined_{_shown(setting)}", best, told)
