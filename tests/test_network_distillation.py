@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from mlflow_opt import data, models, session
 from mlflow_opt.export.from_torch import export_retrained
 from mlflow_opt.networks.losses import Arrays, Minibatch
+from mlflow_opt.networks.narrow_memory import with_smaller_memory
 from mlflow_opt.networks.network_distillation import (
     Lesson,
     blended,
@@ -24,7 +26,8 @@ from mlflow_opt.networks.network_distillation import (
     with_projection,
     without_projection,
 )
-from mlflow_opt.networks.network_learners import learner_for
+from mlflow_opt.networks.network_learners import fresh, learner_for
+from mlflow_opt.networks.trainable import load_trainable, save_trainable
 from mlflow_opt.networks.training import TrainSettings, evaluate, fit
 from mlflow_opt.workbench.distilling_networks import Teaching, logits_of, named, teach
 from tests import training_cases
@@ -117,7 +120,7 @@ def test_matching_brings_features_together_when_the_student_is_trained() -> None
     assert repr(plain) == repr(student)
 
 
-@pytest.mark.parametrize("kind", ["digits", "perceptron", "tokens"])
+@pytest.mark.parametrize("kind", ["digits", "perceptron", "tokens", "series"])
 def test_narrower_answers_the_same_classes_when_it_keeps_a_share(kind: str, tmp_path: Path) -> None:
     case = getattr(training_cases, kind)(tmp_path)
     split = data.split(data.read(str(case.data)))
@@ -127,6 +130,38 @@ def test_narrower_answers_the_same_classes_when_it_keeps_a_share(kind: str, tmp_
     count = [sum(one.numel() for one in module.parameters()) for module in (made, learner.module)]
     assert count[0] < 0.8 * count[1]
     assert np.isfinite(evaluate(learner.judged(made), rows)[0])
+
+
+class Stacked(nn.Module):
+    """Two directions, a norm and a second memory: everything that a smaller state has to be told to."""
+
+    def __init__(self, kept: int = 0) -> None:
+        super().__init__()
+        self.kept = kept
+        self.first = nn.GRU(3, 16, batch_first=True, bidirectional=True)
+        self.norm, self.second, self.head = nn.LayerNorm(32), nn.LSTM(32, 12, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        """Answer (n, 2)."""
+        states = self.norm(self.first(series)[0])
+        last = self.second(states)[0][:, -1]
+        scores: torch.Tensor = self.head(last.reshape(len(last), self.kept) if self.kept else last)
+        return scores
+
+
+def test_smaller_memory_is_built_again_from_its_file_when_layers_follow_it(tmp_path: Path) -> None:
+    inputs = {"series": RNG.normal(size=(5, 7, 3)).astype(np.float32)}
+    # The type checker knows no layers on a Module.
+    made: Any = fresh(with_smaller_memory(Stacked(), inputs, 0.25), 0)
+    assert (made.first.hidden_size, made.norm.normalized_shape, made.second.input_size, made.head.in_features) == (4, (8,), 8, 4)
+    again = load_trainable(save_trainable(made, tmp_path))
+    rows = torch.from_numpy(inputs["series"])
+    assert torch.equal(again.eval()(rows), made.eval()(rows))
+
+
+def test_smaller_memory_is_refused_when_forward_holds_its_width() -> None:
+    with pytest.raises(ValueError, match="must not hold the width of its state"):
+        with_smaller_memory(Stacked(kept=12), {"series": np.zeros((5, 7, 3), np.float32)}, 0.25)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 3.0])

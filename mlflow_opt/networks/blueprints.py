@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # torch's recurrent layers take their arguments as **kwargs.
-_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
 _CONTAINERS = ("Sequential", "ModuleList")
 # Said by the machine that builds it again.
 _PLACES = ("device", "dtype")
@@ -61,7 +61,7 @@ def _arguments(module: Any) -> dict[str, Any]:
     wanted = {one.name: one for one in inspect.signature(type(module)).parameters.values() if one.name not in _PLACES}
     named = [one for one in wanted.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if is_torchs(type(module)) and not named and hasattr(module, "hidden_size"):
-        return {name: getattr(module, name) for name in _RECURRENT}
+        return {name: getattr(module, name) for name in RECURRENT}
     found = {one.name: _given(module, one.name) for one in named if hasattr(module, one.name)}
     plain = {name: value for name, value in found.items() if _is_plain(value)}
     missing = [one.name for one in named if one.name not in plain and one.default is one.empty]

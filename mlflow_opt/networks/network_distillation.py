@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlflow_opt.networks.losses import Arrays, Loss, Minibatch, answer, compare, shift_pictures
+from mlflow_opt.networks.narrow_memory import is_recurrent, with_smaller_memory
 from mlflow_opt.networks.network_learners import Judged
 from mlflow_opt.networks.regularisers import calls_of
 
@@ -192,6 +193,8 @@ def without_projection(trained: nn.Module, student: nn.Module) -> nn.Module:
 def narrower(module: nn.Module, rows: Arrays, share: float) -> nn.Module:
     """Copy a network with a share of its channels, neurons and heads in every layer, the largest weights kept.
 
+    Of a network with a memory the state is made smaller, with new weights.
+
     Args:
         module: the teacher; left unchanged.
         rows: some rows.
@@ -207,6 +210,8 @@ def narrower(module: nn.Module, rows: Arrays, share: float) -> nn.Module:
 
     if not 0 < share < 1:
         raise ValueError(f"the student's share of the teacher's widths must lie in (0, 1), got {share:g}; 0.25 is usual.")
+    if is_recurrent(module):
+        return with_smaller_memory(module, rows.inputs, share)
     few = {name: array[:3] for name, array in rows.inputs.items()}
     couplings = couplings_of(module.eval(), few)
     ranked = importances(module, couplings, "magnitude", rows, lambda one: Judged(one, "logits"))

@@ -55,6 +55,8 @@ def tell_widths(layer: Any) -> None:
         from mlflow_opt.networks.narrow_attention import narrow
 
         narrow(layer)
+    elif hasattr(layer, "weight_hh_l0"):
+        layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
     elif kind.startswith("Conv"):
         across, down = (1, 0) if "Transpose" in kind else (0, 1)
         depthwise = layer.groups > 1 and layer.weight.shape[1] == 1
