@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mlflow_opt.serving.contender import free_port
+
 
 def write(folder: Path, booster: Path, port: int) -> Path:
     """Write the settings that `mlserver start FOLDER` reads."""
     folder.mkdir()
-    settings = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0, "host": "127.0.0.1"}
+    # It opens two more ports, whether or not anybody asks there.
+    settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "parallel_workers": 0, "host": "127.0.0.1"}
     model = {
         "name": "trees",
         "implementation": "mlserver_lightgbm.LightGBMModel",
