@@ -114,7 +114,7 @@ def _settle(tab: browser.Browser) -> None:
         now = str(tab.evaluate("document.body.innerText.length + '/' + document.querySelectorAll('*').length"))
         if now != before:
             before, since = now, time.monotonic()
-        if time.monotonic() - since > QUIET_S and not tab.evaluate("document.querySelector('[class*=skeleton i]')"):
+        if time.monotonic() - since > QUIET_S and not tab.evaluate("!!document.querySelector('[class*=skeleton i]')"):
             return
         time.sleep(0.3)
 
