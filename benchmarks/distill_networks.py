@@ -28,8 +28,8 @@ from mlflow_opt.networks.networks import ResNet
 from mlflow_opt.networks.training import TrainSettings, fit
 from mlflow_opt.records import Quantity
 
-SHARE, TEMPERATURE, MIX, COPIES, EPOCHS, SEEDS = 0.25, 4.0, 0.1, 1, 10, (0, 1, 2, 3, 4, 5)
-TEACHER = TrainSettings(epochs=10, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
+SHARE, TEMPERATURE, MIX, COPIES, EPOCHS, SEEDS = 0.25, 4.0, 0.1, 1, 8, (0, 1, 2, 3, 4)
+TEACHER = TrainSettings(epochs=7, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
 STUDENT = TrainSettings(epochs=EPOCHS, batch_size=128, learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0, schedule="one_cycle")
 
 

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from mlflow_opt.precision.quantisation_loss import bias_corrected, fewest_in_flo
 
 PEER = "PEER_NNCF"
 NNCF = Path(__file__).parent / "quantize_peers" / "nncf_fit.py"
-MOST_LOST, TAKEN_BACK, CALIBRATION_ROWS, SESSIONS = 0.001, 6, 512, 8
+MOST_LOST, TAKEN_BACK, CALIBRATION_ROWS, SESSIONS, EPOCHS = 0.001, 6, 512, 5, 4
 NAMES = ("float", "ours", "ours with accuracy control", "NNCF", "NNCF with accuracy control")
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     names = ["network", "graph", "accuracy lost to float, points [95%]", "over float, one row", "over float, batch of 32", "made in"]
     lines, figures = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"], dict[str, Any]()
     torch.manual_seed(0)
-    for what, module in (("small ResNet", ResNet(1, 10, "hw")), ("depthwise", Depthwise())):
+    for what, module in (("small ResNet", ResNet(1, 10, "hw", width=16)), ("depthwise", Depthwise())):
         case = _case(module, split)
         with tempfile.TemporaryDirectory() as folder:
             made, seconds, version = _graphs(case, Path(folder))
@@ -94,7 +94,7 @@ def main() -> None:
 def _case(module: nn.Module, split: data.Split) -> Case:
     parts = (split.train, split.calibration, split.selection, split.gate)
     rows = {part.name: _arrays(split, part) for part in parts}
-    trained = fit(module, rows["train"], rows["calibration"], FLOAT).module.eval()
+    trained = fit(module, rows["train"], rows["calibration"], replace(FLOAT, epochs=EPOCHS)).module.eval()
     example = {"image": rows["calibration"].inputs["image"][:3]}
     return Case(split, prepared(export_module(trained, example)), rows)
 
