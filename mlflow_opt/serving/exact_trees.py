@@ -47,10 +47,11 @@ class ExactTrees:
             import onnx  # noqa: F401
         except ModuleNotFoundError as error:
             raise Inexact("the package onnx is not installed") from error
-        rows = _rows_around_thresholds(booster)
+        read = _Read(booster)
+        rows = _rows_around_thresholds(read)
         try:
-            self._link = link_of(booster)
-            graph = booster_graph(booster, _ROWS, np.float64)
+            self._link = link_of(read)
+            graph = booster_graph(read, _ROWS, np.float64)
         except ValueError as error:
             raise Inexact(str(error)) from error
         self._session = dropin_code.open_session(_sums_only(graph), dropin_code.SessionOptions(threads=1))
@@ -82,6 +83,20 @@ class ExactTrees:
             if not np.array_equal(self(rows[part]), wanted[part], equal_nan=True):
                 raise Inexact("an answer differs from LightGBM's own")
             start += size
+
+
+class _Read:
+    """Stands for a booster that is read and not asked.
+
+    Its trees are dumped once: parsing them holds Python's lock, and with it every request being answered, for tenths of a second.
+    """
+
+    def __init__(self, booster: Any) -> None:
+        self._dump, self.num_feature = booster.dump_model(), booster.num_feature
+        self.num_model_per_iteration = booster.num_model_per_iteration
+
+    def dump_model(self, **_: Any) -> dict[str, Any]:
+        return self._dump  # type: ignore[no-any-return]
 
 
 def _sums_only(graph: Any) -> bytes:
