@@ -86,9 +86,9 @@ def main() -> None:
             shown = [interval([100 * value for value in found["lost"][:3]]), interval(found["one_row"]), interval(found["batch"])]
             lines.append(f"| {what} | {name} | {' | '.join(shown)} | {seconds[NAMES[at]]:.0f} s |")
         lines.append(_verdict(what, figures[what]))
-        print("\n".join(lines[-5:]), flush=True)
-    said = f"NNCF {version}; at most {100 * MOST_LOST:g} point lost on the selection rows was asked of both."
-    save("ptq_peers", figures, [said, "", *lines])
+        # After each network, because a run may be cut short.
+        said = f"NNCF {version}; at most {100 * MOST_LOST:g} point lost on the selection rows was asked of both."
+        save("ptq_peers", figures, [said, "", *lines])
 
 
 def _case(module: nn.Module, split: data.Split) -> Case:
