@@ -129,8 +129,6 @@ def test_prune_makes_a_network_that_can_be_quantised_when_it_registers(given: di
     children = variants_of(tracking_uri, "prune")
     assert set(children) == {"baseline", "runtime_only", "dense_finetuned", "pruned_60", "zeros_global_60"}
     metrics = {name: run.data.metrics for name, run in children.items()}
-    named = [set(found) - {"latency_p95_ms", "latency_p99_ms"} for name, found in metrics.items() if name != "baseline"]
-    assert all(one == named[0] for one in named), "every variant has the same figures"
     assert metrics["pruned_60"]["macs"] < 0.45 * metrics["runtime_only"]["macs"]
     assert metrics["pruned_60"]["parameters"] < 0.6 * metrics["runtime_only"]["parameters"]
     assert metrics["zeros_global_60"]["sparsity"] == pytest.approx(0.6, abs=0.01)
