@@ -4,7 +4,7 @@
 
 Both servers hold one registered model with many versions. Compared are an alias that is not guarded, `champion` moved to
 a version whose evidence passes and is signed (on the plain server it just moves), `champion` refused, with the search for a
-version that would pass, and the model read. Bound: 30 ms at the 95th percentile. Ratios carry over, milliseconds do not.
+version that would pass, and the model read. Bound of a decision: 30 ms at the 95th percentile. Milliseconds hold for one machine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.servers import LiveServer, serve
 
 NAME = "churn"
 BOUND_MS = 30.0
+READ = "model read, no decision"
 # Median and 95th percentile in ms, of the plain server and of the gated one.
 Row = tuple[tuple[float, float], tuple[float, float]]
 
@@ -55,13 +56,16 @@ def main() -> None:
 
 def _save(rows: dict[str, Row], versions: int, requests: int) -> None:
     lines = [
-        "| request | plain p50 / p95 ms | gated p50 / p95 ms | added p50 / p95 ms | bound at p95 |",
+        "| request | plain p50 / p95 ms | gated p50 / p95 ms | added at p50, and by the gated p95 to the plain p50, ms | bound at p95 |",
         "|---|---|---|---|---|",
     ]
     for name, (plain, gated) in rows.items():
-        added = [ours - theirs for ours, theirs in zip(gated, plain, strict=True)]
+        # Not p95 less p95: a server that stalls now and then without a gate would hide what the gate adds.
+        added = [ours - plain[0] for ours in gated]
         cells = [f"{middle:.1f} / {high:.1f}" for middle, high in (plain, gated)]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {added[0]:+.1f} / {added[1]:+.1f} | {BOUND_MS:g} |")
+        lines.append(
+            f"| {name} | {cells[0]} | {cells[1]} | {added[0]:+.1f} / {added[1]:+.1f} | {'-' if name == READ else f'{BOUND_MS:g}'} |"
+        )
     lines += ["", f"{versions} versions, {requests} requests of each kind to each server in turns, sqlite, one worker, signed evidence."]
     figures = {name: {"plain_ms": plain, "gated_ms": gated} for name, (plain, gated) in rows.items()}
     results_file.save("hook_latency", {"versions": versions, "requests": requests, "bound_p95_ms": BOUND_MS, "rows": figures}, lines)
@@ -97,7 +101,7 @@ def _compare(plain: LiveServer, gated: LiveServer, requests: int, versions: dict
         "alias that is not guarded": _timed(plain, gated, requests, alias("dev", versions["dev"])),
         "champion accepted": _timed(plain, gated, requests, alias("champion", versions["passing"])),
         "champion refused": _timed(plain, gated, requests, alias("champion", versions["wrong"])),
-        "model read": _timed(plain, gated, requests, read),
+        READ: _timed(plain, gated, requests, read),
     }
 
 
