@@ -63,9 +63,8 @@ def _save(rows: dict[str, Row], versions: int, requests: int) -> None:
         # Not p95 less p95: a server that stalls now and then without a gate would hide what the gate adds.
         added = [ours - plain[0] for ours in gated]
         cells = [f"{middle:.1f} / {high:.1f}" for middle, high in (plain, gated)]
-        lines.append(
-            f"| {name} | {cells[0]} | {cells[1]} | {added[0]:+.1f} / {added[1]:+.1f} | {'-' if name == READ else f'{BOUND_MS:g}'} |"
-        )
+        bound = "-" if name == READ else f"{BOUND_MS:g}"
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {added[0]:+.1f} / {added[1]:+.1f} | {bound} |")
     lines += ["", f"{versions} versions, {requests} requests of each kind to each server in turns, sqlite, one worker, signed evidence."]
     figures = {name: {"plain_ms": plain, "gated_ms": gated} for name, (plain, gated) in rows.items()}
     results_file.save("hook_latency", {"versions": versions, "requests": requests, "bound_p95_ms": BOUND_MS, "rows": figures}, lines)
