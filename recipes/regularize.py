@@ -16,7 +16,6 @@ References: Srivastava et al. 2014, "Dropout"; Loshchilov, Hutter 2019, "Decoupl
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from mlflow_opt.networks.network_learners import NetworkLearner
     from mlflow_opt.networks.training import Fitted
 
-logger = logging.getLogger(__name__)
 
 CONTROL = "none"
 
@@ -220,9 +218,8 @@ def _try_techniques(work: session.Session, wanted: str, trials: int, start: str)
     from mlflow_opt.networks.training import DivergedError
 
     with retraining.start(work) as course:
-        mixable = can_mix(course.train.inputs)
-        singles = techniques_for(work.task, mixable=mixable)
-        singles = singles if wanted == "all" else {name: one for name, one in singles.items() if name == wanted}
+        every = techniques_for(work.task, mixable=can_mix(course.train.inputs))
+        singles = {name: one for name, one in every.items() if wanted in ("all", name)}
         if not singles:
             raise ValueError(f"{wanted} must fit the data, {work.task.kind} on these arrays has no use for it; choose another technique.")
         work.expect(1 + len(singles) + min(trials, max(len(singles) - 1, 0)))
