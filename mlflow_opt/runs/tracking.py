@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _HEALTH_TIMEOUT_S = 5
 _KIND = (("mlflow.experimentKind", "custom_model_development"),)
 # The most metrics that MLflow takes in one call.
 _BATCH = 1000
+_NOT_ALLOWED = re.compile(r"[/:.%\"']")
 
 # On a recipe's parent run: the logged model that was chosen, and its child run.
 CHOSEN, CHOSEN_RUN = "mlflow_opt.chosen_model_id", "mlflow_opt.chosen_run_id"
@@ -164,10 +166,13 @@ def log_inputs(run_id: str, inputs: list[DatasetInput]) -> None:
 
 
 def create_model(parent: Parent, run_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Create a logged model that belongs to a run and return its id; its files follow with `upload_model`."""
-    client = MlflowClient()
+    """Create a logged model that belongs to a run and return its id; its files follow with `upload_model`.
+
+    MLflow allows no dot and no slash in a model's name, which a variant named by a number (`l1_0.0001`) has; its run keeps the name.
+    """
+    client, allowed = MlflowClient(), _NOT_ALLOWED.sub("_", name)
     text = {key: str(value)[:PARAM_LENGTH] for key, value in params.items()}
-    made = client.create_logged_model(parent.experiment_id, name=name, source_run_id=run_id, tags=dict(tags), params=text)
+    made = client.create_logged_model(parent.experiment_id, name=allowed, source_run_id=run_id, tags=dict(tags), params=text)
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
     return str(made.model_id)
 
