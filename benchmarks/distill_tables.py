@@ -8,13 +8,11 @@ Bounds: at least 10x faster than the teacher in the same runtime at no more than
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from benchmarks.ensemble_scene import TABLES, Scene, scene
-from benchmarks.results_file import interval, save
+from benchmarks.ensemble_scene import Scene, scenes
+from benchmarks.results_file import ends, interval, save
 from mlflow_opt import measure
 from mlflow_opt.measurement.pairing import compare_quality
 from mlflow_opt.models import Model
@@ -44,11 +42,8 @@ class Line:
 def main() -> None:
     """Measure and write results/distill_tables.*."""
     lines: list[Line] = []
-    for table in TABLES:
-        if sys.argv[1:] and table.name not in sys.argv[1:]:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            lines += measured(table.name, scene(table, Path(folder)))
+    for name, work in scenes(sys.argv[1:]):
+        lines += measured(name, work)
         _write(lines)
 
 
@@ -64,7 +59,7 @@ def measured(name: str, work: Scene) -> list[Line]:
         saved[kind + HARD] = work.refitted(kind, rooms[""].alone(Student(kind)))
     names = list(saved)
     timings = measure.time_models(list(saved.values()), work.split.gate.rows, sessions=5, calls=400)
-    runtime = measure.time_models([saved["teacher"], work.model], work.split.gate.rows, sessions=3, calls=30).speedup(0, 1)
+    runtime = work.gain_of_runtime(saved["teacher"])
     scored = {key: work.gate(model) for key, model in saved.items()}
     drop = f"drop_{work.headline}"
     lines = []
@@ -88,12 +83,12 @@ def _write(lines: list[Line]) -> None:
     ]
     for one in lines:
         cells: Mapping[str, str] = {
-            key: interval(_ends(value), "{:+.4f}")
+            key: interval(ends(value), "{:+.4f}")
             for key, value in {"lost": one.lost, "hard": one.lost_hard, "brought": one.brought}.items()
         }
         shown.append(
-            f"| {one.table} | {one.metric} {one.teacher:.4f} | {one.student} | {interval(_ends(one.gain), '{:.1f}')}x | {cells['lost']} "
-            f"| {cells['hard']} | {cells['brought']} | {one.brought_unaugmented:+.4f} | {interval(_ends(one.runtime), '{:.0f}')}x |"
+            f"| {one.table} | {one.metric} {one.teacher:.4f} | {one.student} | {interval(ends(one.gain), '{:.1f}')}x | {cells['lost']} "
+            f"| {cells['hard']} | {cells['brought']} | {one.brought_unaugmented:+.4f} | {interval(ends(one.runtime), '{:.0f}')}x |"
         )
     shown += ["", _verdict(lines)]
     save("distill_tables", {"lines": [asdict(one) for one in lines]}, shown)
@@ -108,9 +103,6 @@ def _verdict(lines: list[Line]) -> str:
         f"recipe takes, {len(taught)} by a taught student."
     )
 
-
-def _ends(one: Quantity) -> tuple[float, float, float]:
-    return one.value, one.lo, one.hi
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from benchmarks.results_file import interval, save
+from benchmarks.results_file import ends, interval, save
 from mlflow_opt import data, measure, models
 from mlflow_opt.policy import parse_policy
 from recipes.nas import nas
@@ -65,8 +65,8 @@ def told(parent: Run, found: dict[str, str], split: data.Split) -> dict[str, Any
         theirs = loaded["runtime_only"]
         measured = measure.evidence(loaded[name], theirs, split.gate, split.task, rules, CONDITIONS).candidate.quantities
         figures[name] = {
-            "speedup": _ends(measured["speedup"]),
-            "points lost": [100 * one for one in _ends(measured["drop_accuracy"])],
+            "speedup": ends(measured["speedup"]),
+            "points lost": [100 * one for one in ends(measured["drop_accuracy"])],
             "parameters": loaded[name].parameters / theirs.parameters,
         }
     return figures
@@ -75,10 +75,6 @@ def told(parent: Run, found: dict[str, str], split: data.Split) -> dict[str, Any
 def _parents(client: MlflowClient) -> list[Run]:
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
     return [run for run in runs if "mlflow.parentRunId" not in run.data.tags and run.data.tags.get("mlflow_opt.recipe") == "nas"]
-
-
-def _ends(quantity: Any) -> list[float]:
-    return [quantity.value, quantity.lo, quantity.hi]
 
 
 def main() -> None:

@@ -10,14 +10,12 @@ Bounds: at least 2.3x lower latency at no more than 0.1 point lost, and no worse
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ensemble_scene import TABLES, Scene, scene
-from benchmarks.results_file import interval, save
+from benchmarks.ensemble_scene import Scene, scenes
+from benchmarks.results_file import ends, interval, save
 from mlflow_opt import measure, metrics
 from mlflow_opt.ensembles.ensemble_bench import Bench
 from mlflow_opt.ensembles.ensemble_selection import inside, reduced
@@ -48,11 +46,8 @@ class Line:
 def main() -> None:
     """Measure and write results/prune_ensemble.*."""
     lines: list[Line] = []
-    for table in TABLES:
-        if sys.argv[1:] and table.name not in sys.argv[1:]:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            lines += measured(table.name, scene(table, Path(folder)))
+    for name, shop in scenes(sys.argv[1:]):
+        lines += measured(name, shop)
         _write(lines)
 
 
@@ -65,7 +60,7 @@ def measured(name: str, shop: Scene) -> list[Line]:
     saved = {"whole": shop.dropin("whole", everything)} | {key: shop.dropin(key, table.graph(weights)) for key, weights in found.items()}
     names = list(saved)
     timings = measure.time_models(list(saved.values()), shop.split.gate.rows, sessions=5, calls=400)
-    runtime = measure.time_models([saved["whole"], shop.model], shop.split.gate.rows, sessions=3, calls=30).speedup(0, 1)
+    runtime = shop.gain_of_runtime(saved["whole"])
     whole, theirs = shop.gate(saved["whole"]), shop.gate(saved["autogluon"])
     lines = []
     for key, weights in found.items():
@@ -107,10 +102,10 @@ def _write(lines: list[Line]) -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in lines:
-        behind = interval(_ends(one.behind_rival), "{:+.4f}") if one.behind_rival else "-"
+        behind = interval(ends(one.behind_rival), "{:+.4f}") if one.behind_rival else "-"
         shown.append(
-            f"| {one.table} | {one.metric} {one.whole:.4f} | {one.method} | {one.members} | {interval(_ends(one.gain))}x "
-            f"| {interval(_ends(one.lost), '{:+.4f}')} | {behind} | {interval(_ends(one.runtime), '{:.0f}')}x |"
+            f"| {one.table} | {one.metric} {one.whole:.4f} | {one.method} | {one.members} | {interval(ends(one.gain))}x "
+            f"| {interval(ends(one.lost), '{:+.4f}')} | {behind} | {interval(ends(one.runtime), '{:.0f}')}x |"
         )
     ours = [one for one in lines if one.method in CHOSEN]
     shown += ["", *(_verdict(name, [one for one in ours if one.method == name]) for name in CHOSEN)]
@@ -126,9 +121,6 @@ def _verdict(name: str, ours: list[Line]) -> str:
         f"worse than the rival by more than noise on {worse}."
     )
 
-
-def _ends(one: Quantity) -> tuple[float, float, float]:
-    return one.value, one.lo, one.hi
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_data import real_data
-from benchmarks.results_file import interval, save
+from benchmarks.results_file import ends, interval, save
 from mlflow_opt import baselines, data, measure, models
 from mlflow_opt.export import dropin, exporting
 from mlflow_opt.export.from_torch import export_retrained
@@ -125,29 +126,25 @@ def pruned_on(dataset: str, folder: Path, epochs: int) -> dict[str, Any]:
     space = sparse.compressed_mb(zeros.path) / sparse.compressed_mb(dense.path)
     given = bench.against(plain, torch_model)
     return {
-        "accuracy of the network given": (_ends(given["accuracy"]), "-"),
-        "the runtime's share: unpruned in ONNX Runtime over torch eager, one row": (_ends(given["speedup"]), "-"),
-        "the runtime's share, batch of 32": (_ends(given["throughput_ratio"]), "-"),
+        "accuracy of the network given": (ends(given["accuracy"]), "-"),
+        "the runtime's share: unpruned in ONNX Runtime over torch eager, one row": (ends(given["speedup"]), "-"),
+        "the runtime's share, batch of 32": (ends(given["throughput_ratio"]), "-"),
         "pruned: fewer multiplications": ([fewer] * 3, ">= 3"),
-        "pruned over dense, same runtime, one row": (_ends(over_dense["speedup"]), ">= 2.5"),
-        "pruned over dense, same runtime, batch of 32": (_ends(over_dense["throughput_ratio"]), "-"),
+        "pruned over dense, same runtime, one row": (ends(over_dense["speedup"]), ">= 2.5"),
+        "pruned over dense, same runtime, batch of 32": (ends(over_dense["throughput_ratio"]), "-"),
         "pruned: points lost to the dense network fine-tuned as long": (_points(over_dense), "<= 1"),
         "70% zeros: points lost to dense": (_points(zeros_dense), "< 1"),
-        "70% zeros over dense, same runtime, one row": (_ends(zeros_dense["speedup"]), "none is expected"),
+        "70% zeros over dense, same runtime, one row": (ends(zeros_dense["speedup"]), "none is expected"),
         "70% zeros: compressed size of dense": ([space] * 3, "-"),
-        "pruned and int8 over torch eager, one row": (_ends(over_torch["speedup"]), ">= 15"),
-        "pruned and int8 over torch eager, batch of 32": (_ends(over_torch["throughput_ratio"]), ">= 8"),
-        "pruned and int8 over dense, same runtime, one row": (_ends(both_dense["speedup"]), "-"),
+        "pruned and int8 over torch eager, one row": (ends(over_torch["speedup"]), ">= 15"),
+        "pruned and int8 over torch eager, batch of 32": (ends(over_torch["throughput_ratio"]), ">= 8"),
+        "pruned and int8 over dense, same runtime, one row": (ends(both_dense["speedup"]), "-"),
         "pruned and int8: points lost to dense": (_points(both_dense), "<= 1"),
     }
 
 
-def _ends(quantity: Any) -> list[float]:
-    return [quantity.value, quantity.lo, quantity.hi]
-
-
 def _points(found: Any) -> list[float]:
-    return [100 * one for one in _ends(found["drop_accuracy"])]
+    return [100 * one for one in ends(found["drop_accuracy"])]
 
 
 def main() -> None:
@@ -158,8 +155,12 @@ def main() -> None:
     for dataset in SETS:
         with tempfile.TemporaryDirectory() as name:
             found[dataset] = pruned_on(dataset, Path(name), epochs)
-    names = list(SETS)
-    minutes = (time.monotonic() - started) / 60
+        # After each: what has been measured outlives an interruption.
+        _write(found, epochs, (time.monotonic() - started) / 60)
+
+
+def _write(found: dict[str, dict[str, Any]], epochs: int, minutes: float) -> None:
+    names = list(found)
     lines = [
         f"Fine-tuned for {epochs} epochs, the dense network too; {SHARE:.0%} of the multiplications asked for; {minutes:.0f} minutes.",
         "",
@@ -172,7 +173,7 @@ def main() -> None:
     save("prune_networks", {"epochs": epochs, **figures}, lines)
 
 
-def _shown(values: list[float]) -> str:
+def _shown(values: Sequence[float]) -> str:
     return interval(values) if values[1] != values[2] else f"{values[0]:.2f}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_opt.measurement.fingerprint import fingerprint
+from mlflow_opt.records import Quantity
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -38,3 +39,8 @@ def interval(values: Any, form: str = "{:.2f}") -> str:
     """
     value, lo, hi = values[:3]
     return f"{form.format(value)} [{form.format(lo)}, {form.format(hi)}]"
+
+
+def ends(quantity: Quantity) -> tuple[float, float, float]:
+    """Give a quantity as `interval` takes it, and as JSON holds it."""
+    return quantity.value, quantity.lo, quantity.hi
