@@ -104,6 +104,5 @@ def _verdict(lines: list[Line]) -> str:
     )
 
 
-
 if __name__ == "__main__":
     main()

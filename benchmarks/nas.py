@@ -4,6 +4,7 @@ Run with `python -m benchmarks.nas [trials] [seeds]` (default 16 trials for each
 store of its own, on Fashion-MNIST; what it wrote is read back, and the networks that it found are measured against MobileNetV2 on
 the gate rows, in turns in fresh processes, both in ONNX Runtime. The first seed trains MobileNetV2 as the model to replace; the
 others are given it. Trials are counted and not timed, so that a neighbour on this machine cannot give either search more of them.
+What the first seed found best is then pruned by half of its multiplications, by the recipe `prune`: do the two add up?
 
 Bounds: at most half of MobileNetV2's parameters and a lower latency at an accuracy that is not lower; the front's hypervolume is
 larger than random search's, over three seeds.
@@ -16,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ from benchmarks.results_file import ends, interval, save
 from mlflow_opt import data, measure, models
 from mlflow_opt.policy import parse_policy
 from recipes.nas import nas
+from recipes.prune import prune
 
 # What is asked of the network that is chosen: next to no accuracy given up.
 POLICY = "validation_criteria: [{metric: accuracy, max_drop: 0.005}, {metric: speedup, min: 1.05}]\n"
+PRUNING_POLICY = "validation_criteria: [{metric: accuracy, max_drop: 0.01}]\n"
 CONDITIONS = measure.Conditions(threads=1, batch_size=32, budget_s=10.0)
 # Of what was found; MobileNetV2 itself is trained for 12.
 EPOCHS = 8
@@ -38,9 +42,9 @@ SEARCH_EPOCHS, FINALISTS = 2, 3
 
 def hunt(trials: int, seed: int, model: str, policy: Path) -> tuple[Run, dict[str, str]]:
     """Run the recipe once; gives its run, and the URI of every variant's model."""
-    client = MlflowClient()
-    before = {run.info.run_id for run in _parents(client)}
-    nas(
+    return _run(
+        "nas",
+        nas,
         model=model,
         policy=str(policy),
         seed=seed,
@@ -51,7 +55,20 @@ def hunt(trials: int, seed: int, model: str, policy: Path) -> tuple[Run, dict[st
         finalists=FINALISTS,
         budget_s=10.0,
     )
-    parent = next(run for run in _parents(client) if run.info.run_id not in before)
+
+
+def halved(model: str, seed: int, policy: Path) -> dict[str, str]:
+    """Remove half of a found network's multiplications by the recipe `prune`; gives the URI of every variant's model."""
+    policy.write_text(PRUNING_POLICY)
+    asked = {"model": model, "data": "fashion_mnist", "policy": str(policy), "seed": seed, "budget_s": 10.0}
+    return _run("prune", prune, method="structured", rates="0.5", epochs=EPOCHS, **asked)[1]
+
+
+def _run(recipe: str, call: Callable[..., object], **params: Any) -> tuple[Run, dict[str, str]]:
+    client = MlflowClient()
+    before = {run.info.run_id for run in _parents(client, recipe)}
+    call(**params)
+    parent = next(run for run in _parents(client, recipe) if run.info.run_id not in before)
     children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'", max_results=1000)
     made = {str(run.info.run_name): run.outputs.model_outputs for run in children if run.outputs}
     return parent, {name: f"models:/{outputs[0].model_id}" for name, outputs in made.items() if outputs}
@@ -61,7 +78,7 @@ def told(parent: Run, found: dict[str, str], split: data.Split) -> dict[str, Any
     """Read what a run says of its search, and measure what it found beside MobileNetV2 on the gate rows."""
     rules, loaded = parse_policy(POLICY), {name: models.load(uri, 1) for name, uri in found.items()}
     figures: dict[str, Any] = {name: parent.data.metrics[name] for name in ("hypervolume", "hypervolume_random", "search_gap")}
-    for name in sorted(one for one in loaded if one.startswith("searched")):
+    for name in sorted(one for one in loaded if one.startswith(("searched", "pruned"))):
         theirs = loaded["runtime_only"]
         measured = measure.evidence(loaded[name], theirs, split.gate, split.task, rules, CONDITIONS).candidate.quantities
         figures[name] = {
@@ -72,9 +89,9 @@ def told(parent: Run, found: dict[str, str], split: data.Split) -> dict[str, Any
     return figures
 
 
-def _parents(client: MlflowClient) -> list[Run]:
+def _parents(client: MlflowClient, recipe: str) -> list[Run]:
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
-    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags and run.data.tags.get("mlflow_opt.recipe") == "nas"]
+    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags and run.data.tags.get("mlflow_opt.recipe") == recipe]
 
 
 def main() -> None:
@@ -94,7 +111,10 @@ def main() -> None:
         for seed in seeds:
             started = time.monotonic()
             parent, found = hunt(trials, seed, model, folder / "policy.yaml")
-            model = model or found["baseline"]
+            if not model:
+                model = found["baseline"]
+                smaller = halved(found["searched_1"], seed, folder / "pruning.yaml")
+                found |= {f"{name} of searched_1": uri for name, uri in smaller.items() if name.startswith("pruned_")}
             figures[f"seed {seed}"] = {"minutes": (time.monotonic() - started) / 60, **told(parent, found, split)}
             # After each seed: what has been measured outlives an interruption.
             save("nas", figures, _lines(figures))

@@ -122,6 +122,5 @@ def _verdict(name: str, ours: list[Line]) -> str:
     )
 
 
-
 if __name__ == "__main__":
     main()

@@ -16,9 +16,8 @@ Differs from FAST-DAD (Fakoor et al. 2020) in how new rows are made: MUNGE (Buci
 a density model, which would have to be trained and trusted first.
 
 References: Bucila et al. 2006, "Model compression"; Hinton et al. 2015, "Distilling the knowledge in a neural network";
-Romero et al. 2015, "FitNets: hints for thin deep nets";
-Fakoor et al. 2020, "Fast, accurate, and simple models for tabular
-data via augmented distillation".
+Romero et al. 2015, "FitNets: hints for thin deep nets"; Fakoor et al. 2020, "Fast, accurate, and simple models for tabular data
+via augmented distillation".
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def distill(
     hidden: int = 64,
     augment: int = 4,
     mix: float = 0.5,
-    temperature: float = 1.0,
+    temperature: float = 0.0,
     epochs: int = 10,
     unlabelled: str = "",
     threads: int = 1,
@@ -106,7 +105,7 @@ def distill(
 
     Example:
         mlflow run . -e distill -P model=models:/churn_ensemble/2 -P student=lightgbm -P register_as=churn
-        mlflow run . -e distill -P model=models:/digits/3 -P data=digits.npz -P student=0.25 -P temperature=4
+        mlflow run . -e distill -P model=models:/digits/3 -P data=digits.npz -P student=0.25 -P epochs=20
 
     Args:
         model: MLflow model URI of the teacher (any model of a table; torch or ONNX for arrays); empty trains an ensemble of
@@ -123,8 +122,8 @@ def distill(
         hidden: units of a perceptron's hidden layer.
         augment: new rows for each real one that the teacher is asked about; 0 for none.
         mix: share of the labels in what the student learns of real rows, 0 for the teacher alone.
-        temperature: above 1 softens the teacher's probabilities while the student learns, 4 is usual for networks; a regression
-            has none.
+        temperature: above 1 softens the teacher's probabilities while the student learns; 0 takes 4 for a network and 1, as they
+            are, for a table. A regression has none.
         epochs: of a network, over the rows and their copies.
         unlabelled: arrays whose rows the teacher of a network answers too; empty for none.
         threads: threads that one prediction may use, for teacher and students alike.
@@ -142,10 +141,10 @@ def distill(
     check_epochs(epochs)
     with session.start("distill", locals(), train=trainer_for(model, members, trainer(model, members, threads))) as work:
         if isinstance(work.example, dict):
-            distilling_networks.teach(work, Teaching(student, named(members), epochs, augment, mix, temperature, unlabelled))
+            distilling_networks.teach(work, Teaching(student, named(members), epochs, augment, mix, temperature or 4.0, unlabelled))
         else:
             students = [Student(kind, trees=trees, hidden=hidden) for kind in kinds_of(student)]
-            distilling_tables.teach(work, students, Classroom(work, augment, mix, temperature, seed))
+            distilling_tables.teach(work, students, Classroom(work, augment, mix, temperature or 1.0, seed))
         return work.conclude(lambda rows: advise(rows, work.headline))
 
 

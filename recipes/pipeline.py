@@ -2,7 +2,7 @@
 
 1 baseline, 2 feature audit, 3 hyper-parameter search, 4 regularisation and architecture, 5 pruning and quantisation (for a
 table: pruning and compiling), 6 distillation if the policy is still missed, 7 ensemble pruning where there are several
-models, 8 settings of the server; before these, of two classes, the threshold from which the rarer one is answered. Every step
+models, 8 settings of the server; just before step 8, of two classes, the threshold from which the rarer one is answered. Every step
 is an ordinary run of its recipe on the best model so far, so that it can be looked at and repeated alone. A step whose verdict
 is no PASS changes nothing. Run again after it was killed, the same pipeline finds its finished steps and goes on with the next.
 

@@ -76,7 +76,7 @@ def test_distill_teaches_a_dropin_and_compares_it_when_given_an_ensemble(ensembl
     [
         ({"augment": -1}, "augment must not be negative"),
         ({"mix": 1.5}, "mix must lie in"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
         ({"trees": 0}, "trees and hidden must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],

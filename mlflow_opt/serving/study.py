@@ -115,7 +115,7 @@ class Study:
         run_id = tracking.log_finished_child(self.parent, tried.name, values, params, tags)
         tracking.log_text(run_id, "curve.json", json.dumps([asdict(load) for load in tried.found.curve], indent=1))
         self.tried.append(tried)
-        shown = f"{tried.found.sustained:.0f} requests/s within {self.objective.p95_ms:g} ms (at most {tried.found.capacity:.0f})"
+        shown = f"{tried.found.sustained:.0f} requests/s within {self.objective.p95_ms:g} ms ({tried.found.capacity:.0f} at full load)"
         self._progress.step(f"{tried.name}: {shown}")
         return tried
 

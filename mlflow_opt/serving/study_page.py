@@ -102,5 +102,5 @@ def _table(tried: Sequence[Tried], chosen: Tried | None, params: Mapping[str, An
         figures = [f"{got['requests_per_s']:,.0f}", *(f"{got[f'serve_{name}_ms']:.2f}" for name in ("p50", "p95", "p99"))]
         figures += [f"{got['capacity_per_s']:,.0f}", f"{got['cpu_us']:,.0f}", f"{got['cost_per_million']:.4f}", f"{one.hit_rate:.0%}"]
         body.append([html.escape(one.name), "chosen" if one is chosen else "baseline" if one is tried[0] else "", *figures])
-    head = ["setting", "", "requests/s", "p50 ms", "p95 ms", "p99 ms", "at most/s", "CPU us", "cost/million", "cache hits"]
+    head = ["setting", "", "requests/s", "p50 ms", "p95 ms", "p99 ms", "full load/s", "CPU us", "cost/million", "cache hits"]
     return table(head, body, ["chosen" if one is chosen else "" for one in tried], (0, 1))

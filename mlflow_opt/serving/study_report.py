@@ -45,7 +45,7 @@ def metrics(found: Found, hits: float, price_per_core_hour: float) -> dict[str, 
 
 def table(tried: Sequence[Tried], chosen: Tried | None, price: float) -> str:
     """Write the settings as a Markdown table that also reads well as plain text."""
-    head = ["variant", "requests/s", "p50 ms", "p95 ms", "p99 ms", "at most/s", "CPU us", "cost/million", "hits", ""]
+    head = ["variant", "requests/s", "p50 ms", "p95 ms", "p99 ms", "full load/s", "CPU us", "cost/million", "hits", ""]
     body = []
     for one in tried:
         got = metrics(one.found, one.hit_rate, price)

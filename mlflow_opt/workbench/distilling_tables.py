@@ -43,8 +43,8 @@ def check(augment: int, mix: float, temperature: float, size: int) -> None:
         raise ValueError(f"augment must not be negative, got {augment}; 4 is usual, 0 teaches on the real rows alone.")
     if not 0 <= mix <= 1:
         raise ValueError(f"mix must lie in [0, 1], got {mix:g}; 0 learns from the teacher alone, 1 from the labels alone.")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature:g}; 1 leaves the teacher's probabilities as they are.")
+    if temperature < 0:
+        raise ValueError(f"temperature must be above 0, or 0 for the usual one, got {temperature:g}; 1 leaves probabilities as they are.")
     if size < 1:
         raise ValueError(f"trees and hidden must be at least 1, got {size}; 100 trees and 64 units are small students.")
 
