@@ -13,8 +13,8 @@ The gate rows are halved once and for all. Steps are judged on one half, and the
 step has seen: eight verdicts on the same rows would flatter the last one (Dwork et al. 2015). A step is asked for what the
 policy says about losses, against the model before it; absolute bounds and the whole gain are asked of the end.
 
-A table's model is compiled first of all, although that belongs to step 5: from then on every gain is that of its
-technique, measured in one runtime.
+The model is compiled first of all, although that belongs to step 5: from then on every gain is that of its technique,
+measured in one runtime.
 
 References: Dwork et al. 2015, "The reusable holdout: preserving validity in adaptive data analysis".
 """
@@ -55,7 +55,7 @@ STEPS = {
     "threshold": 1.0,
     "serve": 2.0,
 }
-TABLES_ONLY = ("baseline", "compile", "select_features", "tune", "prune_ensemble", "threshold")
+TABLES_ONLY = ("baseline", "select_features", "tune", "prune_ensemble", "threshold")
 NETWORKS_ONLY = ("nas", "quantize")
 ENSEMBLES = ("Voting", "Stacking", "Bagging")
 TREES = ("LGBM", "XGB", "RandomForest", "ExtraTrees", "GradientBoosting", "HistGradientBoosting", "DecisionTree", "Voting", "Stacking")
@@ -180,7 +180,8 @@ def take(chain: Chain, recipe: str) -> None:
     seconds, share = chain.allowance(recipe), MOST * chain.share(recipe)
     # The kind of a model that the user gave is the user's choice.
     aside: dict[str, Param] = {"model": f"models:/{chain.start}", "policy": path, "families": "own" if params["model"] else "all"}
-    aside |= chain_limits.limits(recipe, min(seconds, share), chain.epoch_s)
+    network = not isinstance(chain.work.example, pd.DataFrame)
+    aside |= chain_limits.limits(recipe, min(seconds, share), chain.epoch_s, network=network)
     record(chain, chaining.run_step(recipe, asked, aside, seconds, chain.work.parent.run_id))
 
 

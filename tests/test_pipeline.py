@@ -114,10 +114,12 @@ def test_runs_of_a_step_are_ended_when_its_process_is_gone(tracking_uri: str) ->
 
 def test_limits_leave_time_for_the_verdict_when_a_step_trains() -> None:
     for recipe in pipeline.STEPS:
-        kept = chain_limits.limits(recipe, 200.0, 5.0)
+        kept = chain_limits.limits(recipe, 200.0, 5.0, network=True)
         known = next(entry for entry in entries() if entry.name == recipe).signature().names
         assert float(str(kept["time_budget_s"])) <= 0.6 * 200
         assert set(kept) - {"time_budget_s", "epochs", "budget_s"} <= set(known), recipe
+    assert "method" not in chain_limits.limits("prune", 200.0, 0.0)
+    assert chain_limits.limits("prune", 200.0, 5.0, network=True)["method"] == "structured"
     assert chain_limits.too_short("regularize", 100.0, 8.0)
     assert not chain_limits.too_short("regularize", 100.0, 0.0)
     assert not chain_limits.too_short("tune", 1.0, 8.0)

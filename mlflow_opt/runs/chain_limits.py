@@ -18,12 +18,14 @@ _FEWER: Mapping[str, Mapping[str, Param]] = {
     "prune": {"rates": "0.5,0.7", "steps": 1},
     "serve": {"trials": 2, "seconds": 0.8},
 }
+# New weights cannot catch up in a step's few epochs with a network that had as many as it needed; single zeros speed up nothing.
+_OF_NETWORKS: Mapping[str, Mapping[str, Param]] = {"regularize": {"start": "given"}, "prune": {"method": "structured"}}
 # How often a network is trained, about, and for how many epochs at most.
 _TRAININGS = {"regularize": (7, 10), "nas": (3, 12), "prune": (3, 6), "distill": (2, 10)}
 _LEAST_EPOCHS = 2
 
 
-def limits(recipe: str, seconds: float, epoch_s: float) -> dict[str, Param]:
+def limits(recipe: str, seconds: float, epoch_s: float, *, network: bool = False) -> dict[str, Param]:
     """Give the parameters that keep a recipe within its time.
 
     Example:
@@ -34,9 +36,10 @@ def limits(recipe: str, seconds: float, epoch_s: float) -> dict[str, Param]:
         recipe: of the step.
         seconds: that it may take.
         epoch_s: of an epoch of the network at the beginning, 0 if it is not known or nothing is trained in epochs.
+        network: whether the step's model is one.
     """
     searched = seconds * WORK
-    found: dict[str, Param] = {**_FEWER.get(recipe, {}), "budget_s": VERDICT_S}
+    found: dict[str, Param] = {**_FEWER.get(recipe, {}), **(_OF_NETWORKS.get(recipe, {}) if network else {}), "budget_s": VERDICT_S}
     if recipe in _TRAININGS and epoch_s:
         times, most = _TRAININGS[recipe]
         # A search over networks also trains: half of the time for either.
