@@ -10,7 +10,7 @@ help a linear student, which cannot be taught what it cannot express, nor where 
 then says so and takes the one trained on the labels.
 
 A network's student is a given one or a narrower copy of the teacher. It learns softened answers, and, from a torch teacher, its
-last features too; pictures are moved about and numbers blended, and the teacher answers these rows as well.
+last features too; the teacher also answers blends of two rows each, as pictures, series or numbers, and pictures moved about.
 
 Differs from FAST-DAD (Fakoor et al. 2020) in how new rows are made: MUNGE (Bucila et al. 2006) instead of Gibbs sampling from
 a density model, which would have to be trained and trusted first.

@@ -22,6 +22,7 @@ from mlflow_opt.networks.network_distillation import (
     matching_loss,
     multiplied,
     narrower,
+    repeated,
     soft_loss,
     with_projection,
     without_projection,
@@ -99,6 +100,21 @@ def test_blended_lies_between_rows_when_they_are_numbers() -> None:
     assert made.shape == (80, 5)
     assert np.abs(made).max() <= np.abs(ROWS.inputs["x"]).max()
     assert blended(Arrays({"ids": np.zeros((4, 3), np.int64)}, np.zeros(4, np.int64)), 2, 0) == {}
+
+
+def test_blended_stays_bytes_between_both_rows_when_they_are_pictures() -> None:
+    pictures = Arrays({"image": np.stack([np.zeros((8, 8)), np.full((8, 8), 200)]).astype(np.uint8)}, np.array([0, 1]))
+    made = blended(pictures, 30, 0)["image"]
+    assert made.shape == (60, 8, 8)
+    assert made.dtype == np.uint8
+    assert len(np.unique(made)) > 10
+    assert made.max() <= 200
+
+
+def test_repeated_begins_again_when_rows_run_out() -> None:
+    made = repeated(ROWS, 100)
+    assert np.array_equal(made.targets, np.concatenate([ROWS.targets, ROWS.targets, ROWS.targets[:20]]))
+    assert np.array_equal(made.inputs["x"][80:], ROWS.inputs["x"][:20])
 
 
 def test_matching_brings_features_together_when_the_student_is_trained() -> None:

@@ -77,11 +77,14 @@ def multiplied(rows: Arrays, copies: int, seed: int) -> Arrays:
 
 
 def blended(rows: Arrays, copies: int, seed: int) -> dict[str, np.ndarray]:
-    """Make unlabelled rows of numbers or series: each a blend of two rows; nothing for pictures and token ids.
+    """Make unlabelled rows of pictures, numbers or series: each a blend of two rows; nothing for token ids.
 
-    Source: Zhang et al. 2018, "mixup", with the teacher's answer in place of the blended label.
+    A teacher that answers blends shows its student the space between the rows, which no label can: on pictures this, and not the
+    softened answers by themselves, is most of what distillation brings (`benchmarks/distill_networks.py`).
+
+    Source: Zhang et al. 2018, "mixup", with the teacher's answer in place of the blended label, as in Beyer et al. 2022.
     """
-    if not copies or not all(array.dtype.kind == "f" and not is_picture(array) for array in rows.inputs.values()):
+    if not copies or not all(array.dtype.kind == "f" or is_picture(array) for array in rows.inputs.values()):
         return {}
     rng = np.random.default_rng(seed)
     count = copies * len(rows.targets)
@@ -89,9 +92,16 @@ def blended(rows: Arrays, copies: int, seed: int) -> dict[str, np.ndarray]:
 
     def blend(array: np.ndarray) -> np.ndarray:
         part = share.reshape(-1, *[1] * (array.ndim - 1))
-        return np.asarray((1 - part) * array[one] + part * array[other], dtype=array.dtype)
+        mixed = (1 - part) * array[one] + part * array[other]
+        return np.asarray(mixed if array.dtype.kind == "f" else np.rint(mixed), dtype=array.dtype)
 
     return {name: blend(array) for name, array in rows.inputs.items()}
+
+
+def repeated(rows: Arrays, count: int) -> Arrays:
+    """Repeat rows from the first on until there are so many: a student on labels alone then takes as many steps as a taught one."""
+    index = np.arange(count) % len(rows.targets)
+    return Arrays({name: array[index] for name, array in rows.inputs.items()}, rows.targets[index])
 
 
 def is_picture(array: np.ndarray) -> bool:

@@ -79,6 +79,7 @@ def teach(work: Session, how: Teaching) -> None:
         features_of,
         lesson_of,
         matching_loss,
+        repeated,
         soft_loss,
         with_projection,
         without_projection,
@@ -89,8 +90,7 @@ def teach(work: Session, how: Teaching) -> None:
         work.expect(4)
         _add_runtime(work)
         student = course.learner.module
-        real, hard = _rows_of(course.train, how, work.seed)
-        more = _unlabelled(course, how, real, work.seed)
+        real, hard, more = _rows_of(course, how)
         lesson = lesson_of(real, lambda inputs: _answers(teachers, inputs, course), more)
         logger.info("Teaching a student of %d weights on %d rows of the teacher's answers.", _weights(student), len(lesson.labelled))
         soft = soft_loss(lesson, how.temperature, how.mix)
@@ -105,6 +105,7 @@ def teach(work: Session, how: Teaching) -> None:
                 name = f"student{FEATURES}"
                 fitted = _fit(course, how, name, dressed, lesson.rows, matching_loss(soft, features))
                 _add(course, name, replace(fitted, module=without_projection(fitted.module, student)), how)
+        hard = repeated(hard, len(lesson.labelled))
         _add(course, f"student{HARD}", _fit(course, how, f"student{HARD}", student, hard, None), how)
     _tell(work)
 
@@ -214,23 +215,21 @@ def _answers(teachers: Sequence[Model], inputs: Mapping[str, np.ndarray], course
     return mean if learner.form == "values" else np.asarray(np.log(np.maximum(mean, _TINY)))
 
 
-def _rows_of(train: Arrays, how: Teaching, seed: int) -> tuple[Arrays, Arrays]:
-    """Give the rows for the teacher and the rows for labels alone: as many steps an epoch for both."""
-    from mlflow_opt.networks.network_distillation import multiplied
+def _rows_of(course: retraining.Course, how: Teaching) -> tuple[Arrays, Arrays, dict[str, np.ndarray]]:
+    """Give labelled rows for teacher and student, labelled rows for the student alone, and rows that only the teacher answers.
 
+    Copies of pictures are moved about, and for a taught student all but the first are blends instead; of others all are blends.
+    """
+    from mlflow_opt.networks.network_distillation import blended, is_picture, multiplied
+
+    train, seed = course.train, course.work.seed
     copies = min(how.augment, max(0, _MOST_ROWS // len(train.targets) - 1))
-    rows = multiplied(train, copies, seed)
-    return rows, rows
-
-
-def _unlabelled(course: retraining.Course, how: Teaching, real: Arrays, seed: int) -> dict[str, np.ndarray]:
-    from mlflow_opt.networks.network_distillation import blended
-
-    made = blended(course.train, how.augment, seed) if len(real.targets) == len(course.train.targets) else {}
-    if not how.unlabelled:
-        return made
-    given = course.learner.inputs(_unlabelled_rows(course, how.unlabelled))
-    return {name: np.concatenate([array, made[name]]) if made else array for name, array in given.items()}
+    blends = max(copies - 1, 0) if all(is_picture(array) for array in train.inputs.values()) else copies
+    more = blended(train, blends, seed)
+    if how.unlabelled:
+        given = course.learner.inputs(_unlabelled_rows(course, how.unlabelled))
+        more = {name: np.concatenate([array, more[name]]) if more else array for name, array in given.items()}
+    return multiplied(train, copies - blends, seed), multiplied(train, copies, seed), more
 
 
 def _unlabelled_rows(course: retraining.Course, source: str) -> Batch:
