@@ -5,10 +5,11 @@ their time on this CPU in layers that small pictures do not need. Does not help 
 the data allow, or where the budget holds fewer than about twenty trials; then random search is as good, and the recipe says so.
 
 Every trial is timed in ONNX Runtime in turns with the model to beat, then trained in rungs, of which only the better half by
-Pareto rank goes on, from the weights of the trial it has most in common with. Because a search flatters itself, trials on
-the Pareto front are trained afresh on all train rows and judged on rows that no trial saw, and the gap is reported. The search
-begins with the smallest network of its space and the one in its middle. Random search gets the same budget and no such start,
-`mobilenetv2` (where a model was given) the same training, `runtime_only` tells the runtime's share.
+Pareto rank goes on, from the weights of the trial it has most in common with. Because a search flatters itself, the most
+accurate trials of the Pareto front that are faster than the model are trained afresh on all train rows and judged on rows that
+no trial saw, and the gap is reported. The search begins with the smallest network of its space and the one in its middle. Random
+search gets the same budget and no such start, `mobilenetv2` (where a model was given) the same training, `runtime_only` tells
+the runtime's share.
 
 A one-shot supernet was left out: inherited weights give trials that are worth ranking after one epoch, and train what is served.
 
@@ -88,7 +89,7 @@ def nas(
         space: own search space, `path.py:function` with (trial, shape, outputs) -> torch module; empty for the built-in ones.
         epochs: of the full training of what was found.
         search_epochs: of a trial that is not stopped.
-        finalists: trials of the Pareto front that are trained in full.
+        finalists: most accurate trials of the Pareto front, of those faster than the model, that are trained in full.
         rival: compare with random search, which takes the same budget again, and with MobileNetV2.
         prune: remove half of the best finalist's multiplications afterwards; finalists are then trained with an L1 term, which
             makes them lose less by it.

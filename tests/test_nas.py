@@ -174,6 +174,14 @@ def test_finalists_are_any_trials_when_none_was_trained_to_the_end() -> None:
     assert [one.number for one in finalists([*tried, Tried(3, "complete", (0.4, 3.0), {}, {"whole": 1.0})], 2)] == [3]
 
 
+def test_finalists_are_the_most_accurate_that_are_faster_than_the_model_when_there_are_such() -> None:
+    points = [(0.90, 1.8), (0.85, 0.9), (0.84, 0.5), (0.83, 0.6), (0.70, 0.1)]
+    tried = [Tried(at, "complete", point, {}, {"whole": 1.0}) for at, point in enumerate(points)]
+    failed = Tried(9, "failed", (), {}, {})
+    assert [one.number for one in finalists([failed, *tried], 2)] == [1, 2]
+    assert [one.number for one in finalists([failed, *tried], 9)] == [1, 2, 4]
+
+
 def test_hypervolumes_are_compared_from_one_corner_when_two_searches_ran() -> None:
     wide, narrow = (
         [Tried(at, "complete", values, {}) for at, values in enumerate(points)]

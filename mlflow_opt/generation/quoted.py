@@ -15,7 +15,7 @@ def requoted(text: str, results: Path) -> str:
 
     Args:
         text: of the page; `<!-- figures NAME: row; row -->` and `<!-- /figures -->` stand around each quotation, and name the
-            results file and the beginnings of the rows.
+            results file and the beginnings of the rows; `telco_churn ... cheapest` begins with the one and holds the other.
         results: folder of the results' Markdown.
 
     Raises:
@@ -30,7 +30,9 @@ def _quotation(path: Path, wanted: list[str]) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     quoted: list[str] = []
     for row in wanted:
-        at = next((index for index, line in enumerate(lines) if line.startswith(f"| {row}")), -1)
+        begins, *holds = row.split(" ... ")
+        fitting = (index for index, line in enumerate(lines) if line.startswith(f"| {begins}") and all(one in line for one in holds))
+        at = next(fitting, -1)
         if at < 0:
             raise ValueError(f"{path.name} must have a row that begins with '{row}', and has none; quote another.")
         rule = next(index for index in range(at, -1, -1) if _RULE.match(lines[index]))

@@ -79,8 +79,7 @@ def multiplied(rows: Arrays, copies: int, seed: int) -> Arrays:
 def blended(rows: Arrays, copies: int, seed: int) -> dict[str, np.ndarray]:
     """Make unlabelled rows of pictures, numbers or series: each a blend of two rows; nothing for token ids.
 
-    A teacher that answers blends shows its student the space between the rows, which no label can: on pictures this, and not the
-    softened answers by themselves, is most of what distillation brings (`benchmarks/distill_networks.py`).
+    A teacher that answers blends shows its student the space between the rows, which no label can.
 
     Source: Zhang et al. 2018, "mixup", with the teacher's answer in place of the blended label, as in Beyer et al. 2022.
     """

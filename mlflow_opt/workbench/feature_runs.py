@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _REFERENCE_SHARE, _RESAMPLING_SHARE = 0.4, 0.25
 # Halvings of the gap between the fewest columns that do and the next that do not.
 _REFINEMENTS = 3
+# Methods that are tried at each of these.
+_LEADING = 3
 _SWARM_ROWS = 400
 
 
@@ -199,7 +201,11 @@ class Search:
             self.found.resampled[method] = rankings
 
     def _refine(self, trial: Trial, *, done: bool) -> None:
-        """Halve the gap below the fewest columns that do, or above the best that do not."""
+        """Halve the gap below the fewest columns that do, or above the best that do not, with the methods that lead there.
+
+        One method alone would drop what it happens to rank last, where another of the same size may lose next to nothing.
+        """
+        leading = self._leading(trial)
         mine = sorted(one.size for one in self.found.trials if one.method == trial.method)
         lower = max((size for size in mine if size < trial.size), default=0) if done else trial.size
         upper = trial.size if done else min((size for size in mine if size > trial.size), default=len(self.table.columns))
@@ -207,9 +213,16 @@ class Search:
             middle = (lower + upper) // 2
             if middle in (lower, upper) or middle < max(1, len(self.table.always)) or self.late:
                 return
-            made = self._trial(trial.method, middle)
-            self._write(made)
-            lower, upper = (lower, middle) if made.within(self.plan.bounds) else (middle, upper)
+            made = [self._trial(method, middle) for at, method in enumerate(leading) if not at or not self.late]
+            for one in made:
+                self._write(one)
+            lower, upper = (lower, middle) if any(one.within(self.plan.bounds) for one in made) else (middle, upper)
+
+    def _leading(self, trial: Trial) -> list[str]:
+        """Name the methods that lose least with as many columns as a trial has, its own first."""
+        rivals = [one for one in self.found.trials if one.size == trial.size and one.method != trial.method]
+        rivals.sort(key=lambda one: one.drops[f"drop_{self.work.headline}"].value)
+        return [trial.method, *(one.method for one in rivals)][:_LEADING]
 
     def _write(self, trial: Trial) -> None:
         values = dict(trial.values) | {"features": float(trial.size), "train_seconds": trial.seconds}

@@ -234,11 +234,16 @@ def train_first(split: Split, folder: Path, seed: int) -> Path:
 
 
 def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
-    """Pick trials of the Pareto front, spread along it; those that were trained to the end if there are any."""
+    """Pick the most accurate trials of the Pareto front that are faster than the model to beat, trained to the end if there are any.
+
+    All of them are fast enough to be worth having, and the fast end of a front seldom keeps the quality that a policy asks for.
+    """
     from mlflow_opt.architectures.network_trials import WHOLE
 
-    whole = [one for one in tried if one.metrics.get(WHOLE)]
-    return searching.best(whole or list(tried), DIRECTIONS, count)
+    complete = [one for one in tried if one.state == "complete"]
+    whole = [one for one in complete if one.metrics.get(WHOLE)] or complete
+    faster = [one for one in whole if one.values[1] < 1] or whole
+    return searching.best(faster, DIRECTIONS, len(faster))[:count]
 
 
 def add_rival(hunt: Hunt) -> None:
