@@ -57,9 +57,7 @@ def main() -> None:
 def measured(split: data.Split, labelled: int) -> dict[str, Any]:
     """Train a teacher on the pictures with a label, and students by both ways with each seed."""
     count = labelled or len(split.train.labels)
-    few, others = (
-        replace(split.train, rows=data.take(split.train.rows, at), labels=split.train.labels[at]) for at in _parted(split, count)
-    )
+    few, others = _parted(split.train, count)
     with tempfile.TemporaryDirectory() as name:
         learner = learner_for(models.load(str(baselines.train_baseline(replace(split, train=few), Path(name), 0))), split)
     train, valid, gate = (learner.arrays(part) for part in (few, split.calibration, split.gate))

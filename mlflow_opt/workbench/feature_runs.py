@@ -213,10 +213,17 @@ class Search:
             middle = (lower + upper) // 2
             if middle in (lower, upper) or middle < max(1, len(self.table.always)) or self.late:
                 return
-            made = [self._trial(method, middle) for at, method in enumerate(leading) if not at or not self.late]
-            for one in made:
-                self._write(one)
-            lower, upper = (lower, middle) if any(one.within(self.plan.bounds) for one in made) else (middle, upper)
+            made = [self._tried_late(method, middle) for method in leading]
+            fits = any(one.within(self.plan.bounds) for one in made if one)
+            lower, upper = (lower, middle) if fits else (middle, upper)
+
+    def _tried_late(self, method: str, size: int) -> Trial | None:
+        """Try one more set, if there is time for it."""
+        if self.late:
+            return None
+        made = self._trial(method, size)
+        self._write(made)
+        return made
 
     def _leading(self, trial: Trial) -> list[str]:
         """Name the methods that lose least with as many columns as a trial has, its own first."""
