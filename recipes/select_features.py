@@ -7,8 +7,10 @@ alone gives. A leak is kept if the target needs it, so it is named in a warning.
 
 Every fold of the train rows ranks anew by mutual information, mRMR, recursive elimination, permutation, gain, SHAP and SHAP
 against noise, trains the user's own model on each ranking's first columns, and compares it with all columns on its other
-rows, as a paired difference with an interval. The fewest columns whose whole interval meets the policy are trained again on
-all train rows, compared on the selection rows and judged on the gate rows. The variant still takes the full table.
+rows, as a paired difference with an interval. Chosen are the fewest columns whose interval meets the policy and whose loss is
+half of what it allows at most, because the verdict adds the uncertainty of other rows. The folds' rankings are joined by mean
+place, the model is trained again on all train rows, compared on the selection rows and judged on the gate rows. The variant still
+takes the full table.
 
 References: Guyon et al. 2002 (recursive elimination); Peng, Long & Ding 2005 (mRMR); Breiman 2001 (permutation); Lundberg &
 Lee 2017 (SHAP); Verhaeghe et al. 2022, "Powershap"; Ambroise & McLachlan 2002 (why a ranking must not see the rows that
@@ -150,8 +152,7 @@ def chosen_trials(found: Found, bounds: dict[str, float], headline: str) -> list
 
 def add_variants(work: Session, table: Table, search: Search, trials: Sequence[Trial]) -> Trial:
     """Train the chosen sets on all train rows and add them, the smallest last: the last that meets the policy is what is chosen."""
-    rankings = {trial.method: feature_runs.final_ranking(table, trial.method) for trial in trials}
-    sets = feature_runs.finalists(table, [(trial, rankings[trial.method]) for trial in trials])
+    sets = feature_runs.finalists(table, [(trial, search.agreed(trial.method)) for trial in trials])
     given = bool(work.params["model"])
     work.expect(len(sets) + 1 + given)
     graph = exporting.to_onnx(learners.native_of(work.model), work.example, work.task)

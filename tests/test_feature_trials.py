@@ -47,6 +47,13 @@ def test_tried_finds_a_loss_when_what_matters_is_left_out() -> None:
     assert not found.within({"drop_roc_auc": 0.01})
 
 
+@pytest.mark.parametrize(("value", "hi", "fits"), [(0.004, 0.009, True), (0.008, 0.009, False), (0.004, 0.011, False), (-0.02, 0.01, True)])
+def test_trial_is_within_when_its_interval_and_twice_its_loss_are(value: float, hi: float, fits: bool) -> None:
+    drop = Quantity(value, value - 0.01, hi, 100)
+    trial = Trial("gain", 3, {"drop_roc_auc": drop}, {}, 1.0, 2.0)
+    assert trial.within({"drop_roc_auc": 0.01, "drop_other": 0.0}) is fits
+
+
 def test_tried_loses_exactly_nothing_when_all_columns_are_kept() -> None:
     given = table()
     folds = folds_of(given.labels, given.task, 2, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlflow_opt.features import feature_plots, feature_ranking, feature_trials
+from mlflow_opt.features import feature_plots, feature_trials
 from mlflow_opt.features.attributions import Unexplained, attributions
 from mlflow_opt.features.feature_plots import Swarm
 from mlflow_opt.features.feature_ranking import Ranking
@@ -126,6 +126,17 @@ class Search:
         rankings = self.found.resampled.get(method) or self.found.rankings[method]
         sets = [self.table.first(ranking, size) for ranking in rankings]
         return feature_trials.stability(sets, len(self.table.columns)) if len(sets) > 1 else float("nan")
+
+    def agreed(self, method: str) -> Ranking:
+        """Join what a method said on the folds: columns by their mean place, so that the set is one that the folds have tried.
+
+        Saeys, Abeel & Van de Peer 2008, "Robust feature selection using ensemble feature selection techniques".
+        """
+        rankings = self.found.rankings[method]
+        places = pd.DataFrame([{name: at for at, name in enumerate(one.order)} for one in rankings])
+        # What a fold screened out stands behind all that it ranked.
+        mean = places.fillna(len(self.table.columns)).mean().sort_values(kind="stable")
+        return Ranking(method, tuple(map(str, mean.index)))
 
     def shares_of(self, method: str, size: int) -> dict[str, float]:
         """Count in which share of the resamples a column is among the first."""
@@ -274,11 +285,6 @@ def finalists(table: Table, rankings: Sequence[tuple[Trial, Ranking]]) -> list[t
     for trial, ranking in sorted(rankings, key=lambda pair: -pair[0].size):
         found.setdefault(table.first(ranking, trial.size), trial)
     return [(trial, columns) for columns, trial in found.items()]
-
-
-def final_ranking(table: Table, method: str) -> Ranking:
-    """Rank on all train rows (20,000 at most), for the sets that are trained for good."""
-    return feature_ranking.rank(table.sample(np.random.default_rng(table.seed).permutation(len(table.labels))), method)
 
 
 def _levels(column: pd.Series) -> np.ndarray:
