@@ -61,6 +61,7 @@ def measured(data: str, budget_s: float) -> dict[str, Any]:
     values = parent.data.metrics
     return {
         "minutes": minutes,
+        "cores": len(os.sched_getaffinity(0)),
         "metrics": {name: value for name, value in values.items() if name.startswith(("gain_", "served", "server", "baseline_", "gate_"))},
         "steps": [_step(run) for run in children if run.info.run_name != "baseline"],
         "champion": str(aliases.get("champion", "")),
@@ -74,7 +75,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     faster = [values[f"gate_speedup{end}"] for end in ("", "_lo", "_hi")]
     rows = _churn(values, faster) if name == "churn" else _images(values, faster)
     limit = 10 if name == "churn" else 30
-    rows.append((f"{name}: minutes from data to champion", f"{found['minutes']:.1f}", f"<= {limit}"))
+    rows.append((f"{name}: minutes from data to champion, {found['cores']} core(s)", f"{found['minutes']:.1f}", f"<= {limit}"))
     lines = [f"**{SETS[name][0]}**", "", "| what | measured [95%] | bound |", "|---|---|---|"]
     lines += [f"| {what} | {shown} | {bound} |" for what, shown, bound in rows]
     return [*lines, "", *_tables(found["story"]), ""]
