@@ -1,6 +1,6 @@
 """Pruned networks against the unpruned one in the same runtime, on real data, with the runtime's and pruning's shares apart.
 
-Run with `python -m benchmarks.prune_networks [epochs]` (4). The default small ResNet is trained on Fashion-MNIST and on 5,000 of
+Run with `python -m benchmarks.prune_networks [epochs]` (10). The default small ResNet is trained on Fashion-MNIST and on 5,000 of
 MNIST's digits (see `benchmarks.real_data`), then pruned to a share of its multiplications as the recipe does it, pruned and
 quantised, and given 70% zeros. The dense network is fine-tuned for as many epochs as every pruned one. Accuracy is on gate rows
 that nothing before has seen; every latency is paired in turns in fresh processes.
@@ -150,7 +150,7 @@ def _points(found: Any) -> list[float]:
 def main() -> None:
     """Measure and write results/prune_networks.*."""
     logging.basicConfig(level=logging.WARNING)
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     started, found = time.monotonic(), {}
     for dataset in SETS:
         with tempfile.TemporaryDirectory() as name:
