@@ -170,7 +170,7 @@ def test_blank_network_is_built_when_a_space_refuses_some_of_its_proposals(tmp_p
 
 def test_finalists_are_any_trials_when_none_was_trained_to_the_end() -> None:
     tried = [Tried(at, "complete", (0.5 + at / 10, 1.0 + at), {}, {"whole": 0.0}) for at in range(3)]
-    assert [one.number for one in finalists(tried, 2)] == [2, 0]
+    assert [one.number for one in finalists(tried, 2)] == [2, 1]
     assert [one.number for one in finalists([*tried, Tried(3, "complete", (0.4, 3.0), {}, {"whole": 1.0})], 2)] == [3]
 
 
