@@ -117,7 +117,7 @@ def nas(
             plans = [hunt.plan(kind, workers) for kind in ((sampler, "random") if rival else (sampler,))]
             found, *others = [hunt.search(plan, budget, crew) for plan in plans]
             searched = {}
-            for place, one in enumerate(network_search.finalists(found, finalists), 1):
+            for place, one in enumerate(search_findings.finalists(found, finalists), 1):
                 searched[f"searched_{place}"] = (one, hunt.train(f"searched_{place}", hunt.build(one), hunt.told(one)))
             if rival and model:
                 network_search.add_rival(hunt)

@@ -14,7 +14,7 @@ takes the full table.
 
 References: Guyon et al. 2002 (recursive elimination); Peng, Long & Ding 2005 (mRMR); Breiman 2001 (permutation); Lundberg &
 Lee 2017 (SHAP); Verhaeghe et al. 2022, "Powershap"; Ambroise & McLachlan 2002 (why a ranking must not see the rows that
-judge it); Nogueira, Sechidis & Brown 2018 (stability).
+judge it); Nogueira, Sechidis & Brown 2018 (stability); Saeys, Abeel & Van de Peer 2008 (joined rankings).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def advise(work: Session, search: Search, trial: Trial, rows: Sequence[Row]) -> 
     if math.isfinite(index):
         told.append(f"Stability of {trial.method} at {trial.size} columns: {index:.2f} ({word}).")
     if not trial.within(search.plan.bounds):
-        told.append("No size tried keeps its whole interval within the policy; the loss shown is the least found.")
+        told.append("No size tried keeps its interval within the policy and its loss within half of it; the loss shown is the least found.")
     if search.found.skipped:
         told.append(f"No time was left for {listed(search.found.skipped)}; raise time_budget_s to try them.")
     if len(table.labels) > feature_trials.RANK_ROWS:

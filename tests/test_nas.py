@@ -13,8 +13,8 @@ from mlflow_opt import models
 from mlflow_opt.architectures.network_space import Facts
 from mlflow_opt.networks.trainable import load_trainable
 from mlflow_opt.search.searching import Tried
-from mlflow_opt.workbench.network_search import _blank, finalists
-from mlflow_opt.workbench.search_findings import compared
+from mlflow_opt.workbench.network_search import _blank
+from mlflow_opt.workbench.search_findings import compared, finalists
 from recipes.nas import nas
 from recipes.prune import prune
 from tests import stripes

@@ -25,7 +25,7 @@ from mlflow_opt.search.studies import Plan, Sampler
 from mlflow_opt.session import Session
 from mlflow_opt.workbench import curves
 from mlflow_opt.workbench.retraining import Course
-from mlflow_opt.workbench.search_findings import RIVAL, RUNTIME, too_short
+from mlflow_opt.workbench.search_findings import DIRECTIONS, RIVAL, RUNTIME, too_short
 from mlflow_opt.workbench.trial_runs import TrialRuns, default_journal, plain
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIRECTIONS = ("maximize", "minimize")
 OBJECTIVES = ("score", "relative_latency")
 # Of the train rows, for scoring trials: rows that choose must not teach.
 _HELD_OUT = 0.2
@@ -231,19 +230,6 @@ def train_first(split: Split, folder: Path, seed: int) -> Path:
     settings = full_settings(len(train.targets), FIRST_EPOCHS, seed)
     network = fit(oriented(mobilenet(facts, seed), train=True), train, validation, settings, loss_of(facts)).module
     return baselines.save_network(oriented(network, train=False), next(iter(train.inputs.values())), folder)
-
-
-def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
-    """Pick the most accurate trials of the Pareto front that are faster than the model to beat, trained to the end if there are any.
-
-    All of them are fast enough to be worth having, and the fast end of a front seldom keeps the quality that a policy asks for.
-    """
-    from mlflow_opt.architectures.network_trials import WHOLE
-
-    complete = [one for one in tried if one.state == "complete"]
-    whole = [one for one in complete if one.metrics.get(WHOLE)] or complete
-    faster = [one for one in whole if one.values[1] < 1] or whole
-    return searching.best(faster, DIRECTIONS, len(faster))[:count]
 
 
 def add_rival(hunt: Hunt) -> None:

@@ -1,4 +1,4 @@
-"""What a search over networks has found, in words: against what was there and its rivals, and how far it flattered itself."""
+"""What a search over networks has found: its finalists, and in words what it brought and how far it flattered itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ from collections.abc import Mapping, Sequence
 from mlflow_opt import measure
 from mlflow_opt.runs import tracking
 from mlflow_opt.runs.outcome import Row
+from mlflow_opt.search import searching
 from mlflow_opt.search.searching import Budget, Tried
 from mlflow_opt.session import Session
 
 RUNTIME, RIVAL = "runtime_only", "mobilenetv2"
+# Of score and relative latency.
+DIRECTIONS = ("maximize", "minimize")
+
+
+def finalists(tried: Sequence[Tried], count: int) -> list[Tried]:
+    """Pick the most accurate trials of the Pareto front that are faster than the model to beat, trained to the end if there are any.
+
+    All of them are fast enough to be worth having, and the fast end of a front seldom keeps the quality that a policy asks for.
+    """
+    from mlflow_opt.architectures.network_trials import WHOLE
+
+    complete = [one for one in tried if one.state == "complete"]
+    whole = [one for one in complete if one.metrics.get(WHOLE)] or complete
+    faster = [one for one in whole if one.values[1] < 1] or whole
+    return searching.best(faster, DIRECTIONS, len(faster))[:count]
 
 
 def compared(found: Sequence[Tried], rival: Sequence[Tried]) -> dict[str, float]:
